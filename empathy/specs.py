@@ -157,7 +157,15 @@ class ImproveLlm(Part):
     rejected: Literal["initial", "human"] = "initial"
 
 
-MethodSpec = Annotated[Direct | ImproveHuman | ImproveLlm, Field(discriminator="type")]
+class Human(Part):
+    """No teacher: SFT on the human replies alone. Raises a random base to speech, and is the baseline of every method."""
+
+    type: Literal["human"] = "human"
+    least_rating: int | None = Field(None, ge=1, le=3)
+    """Keep replies rated at least this; None takes all, rated or not."""
+
+
+MethodSpec = Annotated[Direct | ImproveHuman | ImproveLlm | Human, Field(discriminator="type")]
 
 
 class ExamplesSpec(Spec):

@@ -1,0 +1,83 @@
+"""TOML files -> typed models, with errors that name the file, the field, the value and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model that holds the last element of `loc`; [] when it cannot be told (inside a union)."""
+    from typing import get_args
+
+    current: Any = model
+    for part in loc[:-1]:
+        field = getattr(current, "model_fields", {}).get(part)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else [*get_args(current)]
+        candidates += [c for candidate in candidates for c in get_args(candidate)]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        tagged = [m for m in models if "type" in m.model_fields and m.model_fields["type"].default == part]
+        current = (tagged or models)[0] if field or tagged else current
+    return [f.alias or n for n, f in current.model_fields.items()]
+
+
+def _value(data: Any, loc: tuple[int | str, ...]) -> Any:
+    for part in loc:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return data
+
+
+def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:
+    """One line a problem: field path, value, remedy."""
+    lines = []
+    for item in error.errors():
+        loc, kind = item["loc"], item["type"]
+        where = ".".join(str(p) for p in loc)
+        if kind == "extra_forbidden":
+            names = _fields_at(model, loc)
+            close = difflib.get_close_matches(str(loc[-1]), names, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            lines.append(f"{where} = {item['input']!r}: no such field{hint} Fields here: {', '.join(names) or '(none)'}")
+        elif kind == "missing":
+            lines.append(f"{where}: is missing; add it")
+        elif kind == "union_tag_invalid":
+            context = item["ctx"]
+            lines.append(f"{where}.type = {context['tag']!r}: unknown; one of {context['expected_tags']}")
+        elif kind == "union_tag_not_found":
+            lines.append(f"{where} = {_value(data, loc)!r}: needs a type, e.g. {{ type = ... }}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where} = {item['input']!r}: {message}" if where else message)
+    return lines
+
+
+def validate(model: type[M], data: Any, name: str) -> M:
+    """`data` as a `model`. Raises ValueError that starts with `name` and lists every problem."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("\n  ".join([f"{name}:", *problems(error, model, data)])) from None
+
+
+def load(model: type[M], path: str | Path) -> M:
+    """The TOML file at `path` as a `model`. Raises ValueError for a missing, malformed or wrong file."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise ValueError(f"file = {str(path)!r}: does not exist" + (f"; there are {', '.join(near)}" if near else ""))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    return validate(model, data, str(path))
