@@ -1,0 +1,41 @@
+"""Which tests this machine can run. A folder is a marker: tests/gpu/ needs a GPU, tests/real/ the published data sets."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def has_gpu() -> bool:
+    """Whether nvidia-smi lists a GPU: the same question `make setup` asks."""
+    smi = shutil.which("nvidia-smi")
+    return smi is not None and "GPU" in subprocess.run([smi, "-L"], capture_output=True, text=True, check=False).stdout
+
+
+def unmet_needs() -> dict[str, str]:
+    """Marker -> why its tests are skipped here."""
+    unmet = {}
+    if not has_gpu():
+        unmet["gpu"] = "nvidia-smi lists no GPU"
+    data = os.environ.get("EMPATHY_DATA")
+    if data is None:
+        unmet["real"] = "EMPATHY_DATA is unset (the folder of the published data sets)"
+    elif not Path(data).is_dir():
+        # A typo must not turn into a green run that read nothing.
+        raise pytest.UsageError(f"EMPATHY_DATA names {data!r}, which is no folder; correct or unset it")
+    return unmet
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    unmet = unmet_needs()
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder in ("gpu", "real"):
+            item.add_marker(folder)
+        for marker, reason in unmet.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
