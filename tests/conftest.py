@@ -1,4 +1,4 @@
-"""Which tests this machine can run. A folder is a marker: tests/gpu/ needs a GPU, tests/real/ the published data sets."""
+"""Which tests this machine can run. A folder is a marker: tests/gpu/ needs a GPU, tests/real/ published data sets."""
 
 import os
 import shutil
