@@ -1,0 +1,136 @@
+"""Where and how fast an experiment runs. Nothing here can enter a key.
+
+A profile is a TOML file; without one the defaults fit a laptop. Secrets are named (`key_env`), never written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from empathy import documents
+from empathy.store import Store
+
+
+class Section(BaseModel):
+    """A table of the profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class S3(Section):
+    """An S3-compatible server; credentials come from the usual AWS environment or profile."""
+
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class RayCluster(Section):
+    """Which Ray. `address` "local" starts one for the run; RAY_ADDRESS (set inside a submitted job) wins.
+
+    `cpus` are logical CPUs of a local Ray: its workers wait on each other, so more than the machine has is right.
+    """
+
+    address: str = "local"
+    cpus: int = Field(8, ge=1)
+    python: str = "python"
+    """The interpreter on the cluster that has the packages; what a submitted job is started with."""
+    object_store_gib: float = Field(0.5, gt=0)
+
+
+class Asking(Section):
+    """Teacher and judge calls: `workers` processes of `in_flight` calls each. `workers = 0` asks from the driver, without Ray."""
+
+    workers: int = Field(1, ge=0)
+    in_flight: int = Field(32, ge=1)
+
+
+class Training(Section):
+    """The group of training workers."""
+
+    workers: int = Field(2, ge=1)
+    gpus_per_worker: int = Field(0, ge=0)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    micro_batch: int = Field(8, ge=1)
+    gradient_checkpointing: bool = False
+    save_every_s: float = Field(300, gt=0)
+    max_failures: int = Field(3, ge=0)
+
+
+class Engine(Section):
+    """vLLM under Ray Serve."""
+
+    replicas: int = Field(1, ge=1)
+    gpus: float = Field(0, ge=0)
+    max_num_seqs: int = Field(64, ge=1)
+    kv_cache_gib: float = Field(1, gt=0)
+    max_model_len: int = Field(1024, ge=64)
+
+
+class ProviderPlace(Section):
+    """How to reach a provider that experiments name."""
+
+    base_url: str
+    key_env: str | None = None
+    """The environment variable that holds the API key; None for servers that want none."""
+    in_flight: int | None = Field(None, ge=1)
+    timeout_s: float = Field(120, gt=0)
+
+
+EMBEDDED = "embedded"
+"""The provider that is a rule-based engine on loopback, started by the run itself."""
+
+KNOWN_PROVIDERS = {
+    "openai": ProviderPlace(base_url="https://api.openai.com/v1", key_env="OPENAI_API_KEY"),
+    "openrouter": ProviderPlace(base_url="https://openrouter.ai/api/v1", key_env="OPENROUTER_API_KEY"),
+    "together": ProviderPlace(base_url="https://api.together.xyz/v1", key_env="TOGETHER_API_KEY"),
+}
+
+
+class Profile(Section):
+    """The whole file."""
+
+    store: str = "build/store"
+    reports: str = "build/reports"
+    """The folder that report.html is written under, by experiment name."""
+    cache: str = "~/.cache/empathy"
+    """Where weights are kept on each machine once fetched from the store."""
+    s3: S3 = S3()
+    ray: RayCluster = RayCluster()
+    ask: Asking = Asking()
+    train: Training = Training()
+    engine: Engine = Engine()
+    providers: dict[str, ProviderPlace] = {}
+
+    @property
+    def store_options(self) -> dict[str, Any]:
+        """What `Store.open` takes besides the URL."""
+        return {"endpoint": self.s3.endpoint, "region": self.s3.region} if self.store.startswith("s3://") else {}
+
+    def open_store(self) -> Store:
+        """The store, not yet probed."""
+        return Store.open(self.store, **self.store_options)
+
+    def provider(self, name: str) -> ProviderPlace:
+        """Raises ValueError for a name that neither the profile nor the package knows."""
+        places = KNOWN_PROVIDERS | self.providers
+        if name not in places:
+            raise ValueError(
+                f"provider = {name!r}: unknown; add a table [providers.{name}] with base_url and key_env to the profile, or use one of "
+                f"{', '.join([EMBEDDED, *places])}"
+            )
+        return places[name]
+
+
+def load(path: str | None, store: str | None = None) -> Profile:
+    """The profile at `path` (a file, or the name of one in infra/profiles), or the defaults; `store` overrides its store."""
+    profile = Profile()
+    if path is not None:
+        shipped = Path(__file__).parent.parent / "infra" / "profiles" / f"{path}.toml"
+        profile = documents.load(Profile, shipped if shipped.is_file() else path)
+    chosen = store or profile.store
+    if "://" not in chosen:
+        chosen = str(Path(chosen).expanduser().absolute())
+    return profile.model_copy(update={"store": chosen})

@@ -1,0 +1,50 @@
+"""One Ray for a run: joined when there is one, started when there is none, ended only by who started it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.profile import Profile
+
+
+def environment(profile: Profile) -> dict[str, str]:
+    """Variables of every worker: places and switches, never secrets."""
+    from empathy.files import environment as storage
+
+    return {
+        "DS_ACCELERATOR": "cuda" if profile.train.gpus_per_worker else "cpu",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **(storage(**profile.store_options) if profile.store_options else {}),
+    }
+
+
+@contextmanager
+def ray_session(profile: Profile) -> Iterator[None]:
+    """Ray is up inside. RAY_ADDRESS (set in a submitted job) wins over the profile's address."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or profile.ray.address
+    settings = environment(profile)
+    os.environ.update(settings)
+    options: dict[str, object] = {"address": address, "runtime_env": {"env_vars": settings}, "logging_level": logging.WARNING}
+    if address == "local":
+        options |= {
+            "num_cpus": profile.ray.cpus,
+            "object_store_memory": int(profile.ray.object_store_gib * 2**30),
+            "include_dashboard": False,
+            "log_to_driver": False,
+        }
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,114 @@
+"""`empathy COMMAND ...`: the ways in. A value to vary goes into a file, not into a flag.
+
+Commands are small and import what they need when they run, so that `plan` stays light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from cluster import profile
+    from empathy import experiment, lower
+    from jobs import plan
+
+    x = experiment.load(args.file)
+    store = profile.load(args.on, args.store).open_store()
+    print(plan.text(x, lower.lower(x), store))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from jobs import run
+
+    return run.run(args.file, args.on, args.store)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from jobs import run
+
+    return run.show(args.file, args.on, args.store)
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from jobs import submit
+
+    return submit.submit(args.file, args.on, args.store, args.address, wait=not args.no_wait)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from jobs import trace
+
+    return trace.trace(args.dialogue, args.file, args.on, args.store)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from jobs import explain
+
+    return explain.explain(args.artifact, args.on, args.store)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from jobs import doctor
+
+    return doctor.doctor(args.file, args.on, args.store)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from jobs import serve
+
+    return serve.serve(args.students, args.file, args.on, args.store, args.host, args.port, args.key_env)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    main = argparse.ArgumentParser(prog="empathy", description="Distil empathy from large language models into small students.")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, action: Command, text: str, file: bool | str = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        if file:
+            command.add_argument("file", nargs="?" if file == "?" else None, help="the experiment (a TOML file)")
+        command.add_argument("--on", metavar="PROFILE", help="where and how fast: a TOML file, or a name in infra/profiles")
+        command.add_argument("--store", metavar="URL", help="a folder or s3://bucket/prefix, instead of the profile's")
+        command.set_defaults(action=action)
+        return command
+
+    add("plan", _plan, "say what a run would do, and do nothing")
+    add("run", _run, "make what is missing, down to the report")
+    submit = add("submit", _submit, "run on a Ray cluster as a Ray job")
+    submit.add_argument("--address", help="the cluster's job server, e.g. http://127.0.0.1:8265 (default: RAY_ADDRESS)")
+    submit.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    add("report", _report, "write report.html anew from what the store holds")
+    trace = add("trace", _trace, "one dialogue's whole life, from raw row to verdict", file=False)
+    trace.add_argument("dialogue", help="the dialogue's id")
+    trace.add_argument("file", help="the experiment (a TOML file)")
+    explain = add("explain", _explain, "what an artifact is, and how its key differs from its nearest sibling's", file=False)
+    explain.add_argument("artifact", help="a key, or its first digits, or kind/key")
+    add("doctor", _doctor, "check machine, packages, store, providers and (if given) an experiment", file="?")
+    serve = add("serve", _serve, "put students behind an OpenAI-compatible endpoint", file=False)
+    serve.add_argument("students", nargs="+", help="names as `empathy plan` lists them, e.g. tiny tiny-sft-direct-rule-teacher")
+    serve.add_argument("--file", required=True, help="the experiment whose students these are")
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--key-env", default="EMPATHY_API_KEY", help="environment variable that holds the API key")
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 2 something that the user can mend (said in one message), else a traceback."""
+    args = parser().parse_args(arguments)
+    try:
+        return int(args.action(args))
+    except ValueError as error:  # what a user can mend; everything else is ours and keeps its traceback
+        print(f"empathy {args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

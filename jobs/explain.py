@@ -1,0 +1,35 @@
+"""What an artifact is, where it came from, and why it is not the one next to it."""
+
+from __future__ import annotations
+
+import json
+
+from cluster import profile as profiles
+from empathy.stages import nearest
+from empathy.store import Artifact, Store
+
+
+def find(store: Store, name: str) -> Artifact:
+    """The artifact whose key begins with `name` ("kind/" before it is allowed). Raises ValueError when none or several do."""
+    kind, _, start = name.rpartition("/")
+    found = [a for a in store.artifacts(kind or None) if a.key.startswith(start)]
+    if len(found) != 1:
+        several = ", ".join(f"{a.manifest['identity']['kind']}/{a.key}" for a in found)
+        raise ValueError(f"artifact = {name!r}: " + (f"several begin so: {several}" if found else f"none in {store.url}"))
+    return found[0]
+
+
+def explain(name: str, on: str | None, store_url: str | None) -> int:
+    """Print identity, content, maker, and the differences to the nearest artifact of the same kind."""
+    store = profiles.load(on, store_url).open_store()
+    artifact = find(store, name)
+    manifest = artifact.manifest
+    print(f"{manifest['identity']['kind']}/{artifact.key}")
+    print(f"in {store.url}/{artifact.folder}: {len(artifact.parts)} parts, {artifact.rows:,} rows, {len(artifact.files)} files")
+    for title, value in (("identity", manifest["identity"]), ("counts", artifact.counts), ("meta", artifact.meta), ("made", manifest["made"])):
+        print(f"\n{title}\n{json.dumps(value, indent=2, sort_keys=True)}")
+    found = nearest(manifest["identity"], (a.manifest["identity"] for a in store.artifacts(manifest["identity"]["kind"])))
+    if found:
+        print("\nnearest sibling differs in")
+        print("\n".join(f"  {line}" for line in found[1]))
+    return 0

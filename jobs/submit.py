@@ -1,0 +1,89 @@
+"""Run an experiment on a Ray cluster: `ray job submit -- python -m jobs.run FILE --on PROFILE`, with the code shipped small.
+
+Keys are never shipped: teachers' and buckets' credentials must be in the environment of the cluster's machines.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cluster import profile as profiles
+from empathy import experiment
+from empathy.lower import lower
+from empathy.stages import missing
+
+CODE = ("empathy", "serving", "cluster", "jobs", "infra")
+SHIPPED_PLACES = ("EMPATHY_DATA", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables that say where things are; none of them is a secret."""
+MAX_SHIPPED_MIB = 50
+
+
+def _pack(target: Path, files: list[Path]) -> None:
+    """The code and `files` as a working directory. Raises ValueError, naming the largest, when it is too large to ship."""
+    root = Path(__file__).parent.parent
+    for name in CODE:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "node_modules"))
+    for file in files:
+        shutil.copy(file, target / file.name)
+    sizes = sorted(((p.stat().st_size, p) for p in target.rglob("*") if p.is_file()), reverse=True)
+    total = sum(size for size, _ in sizes) / 2**20
+    if total > MAX_SHIPPED_MIB:
+        largest = ", ".join(f"{p.relative_to(target)} {size / 2**20:.1f} MiB" for size, p in sizes[:5])
+        raise ValueError(f"the code to ship is {total:.0f} MiB, over {MAX_SHIPPED_MIB}: take out what does not belong ({largest})")
+
+
+def entrypoint(file: str, on: str | None, profile: profiles.Profile) -> str:
+    """The command that the cluster runs in the shipped folder."""
+    words = [profile.ray.python, "-m", "jobs.run", Path(file).name, "--store", profile.store]
+    if on is not None:
+        words += ["--on", Path(on).name]
+    return shlex.join(words)
+
+
+def submit(file: str, on: str | None, store_url: str | None, address: str | None, wait: bool) -> int:
+    """Ship, start, follow the log. The exit code is the job's. Raises ValueError before anything is sent when the file is wrong."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    profile = profiles.load(on, store_url)
+    lowered = lower(experiment.load(file))
+    store = profile.open_store()
+    store.files.probe()
+    print(f"{len(missing([lowered.report], store.done))} stages to make in {store.url}", file=sys.stderr)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        raise ValueError("address: not given and RAY_ADDRESS is not set; name the cluster's job server, e.g. http://HEAD:8265")
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:  # what Ray raises for no server, and for a missing or wrong token
+        raise ValueError(f"address = {address!r}: {str(error).strip().splitlines()[0]}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        _pack(Path(folder), [Path(file)] + ([Path(on)] if on and Path(on).is_file() else []))
+        places = {name: os.environ[name] for name in SHIPPED_PLACES if name in os.environ}
+        job = client.submit_job(
+            entrypoint=entrypoint(file, on, profile),
+            runtime_env={"working_dir": folder, "env_vars": places},
+            metadata={"experiment": Path(file).stem},
+        )
+    print(job)
+    return _follow(client, job, JobStatus.SUCCEEDED) if wait else 0
+
+
+def _follow(client: object, job: str, succeeded: object) -> int:
+    shown = 0
+    while True:
+        status = client.get_job_status(job)  # type: ignore[attr-defined]
+        log = client.get_job_logs(job)  # type: ignore[attr-defined]
+        print(log[shown:], end="", file=sys.stderr, flush=True)
+        shown = len(log)
+        if status.is_terminal():
+            info = client.get_job_info(job)  # type: ignore[attr-defined]
+            print(f"{job}: {status.value}" + ("" if status == succeeded else f" ({info.message})"))
+            return 0 if status == succeeded else 1
+        time.sleep(2)
