@@ -1,0 +1,64 @@
+"""Checkpoints of the store as local folders that an engine can load, each fetched once a machine."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from empathy.specs import CheckpointSpec
+from empathy.stages import Stage
+from empathy.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`base`: folder with config, weights and tokenizer. `adapter`: LoRA folder on it, or None. `template`: chat template text."""
+
+    base_key: str
+    base: Path
+    template: str
+    adapter: Path | None = None
+
+
+def _found_model(stage: Stage) -> Path:
+    """The folder of a model that was not made here: a local folder, or a snapshot of the hub's."""
+    name = stage.locator["path"]
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+
+    spec = stage.spec
+    assert isinstance(spec, CheckpointSpec)
+    return Path(snapshot_download(name, revision=getattr(spec.base, "revision", None)))
+
+
+def _full_model(folder: Path) -> Path:
+    """`folder`/model with the tokenizer's files beside the weights, as engines want them."""
+    model = folder / "model"
+    for file in sorted((folder / "tokenizer").iterdir()):
+        if not (model / file.name).exists():
+            shutil.copy(file, model / file.name)
+    return model
+
+
+def _template(artifact: Artifact) -> str:
+    return artifact.read_file("template.jinja").decode()
+
+
+def fetch(stage: Stage, store: Store, cache: Path) -> Weights:
+    """The local folders of a finished checkpoint; downloads what this machine does not have yet.
+
+    Raises FileNotFoundError when the checkpoint (or the base it stands on) is not finished.
+    """
+    artifact = store.get(stage)
+    spec = stage.spec
+    assert isinstance(spec, CheckpointSpec), f"{stage!r} is no checkpoint"
+    external = spec.base is not None and spec.objective is None
+    if external:
+        return Weights(stage.key, _found_model(stage), _template(artifact))
+    folder = artifact.download(cache / "checkpoints" / stage.key)
+    if (folder / "adapter").is_dir():
+        base = fetch(stage.inputs["base"], store, cache)
+        return Weights(base.base_key, base.base, _template(artifact), folder / "adapter")
+    return Weights(stage.key, _full_model(folder), _template(artifact))
