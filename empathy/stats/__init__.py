@@ -1,0 +1,1 @@
+"""Estimates with intervals: the unit is the cluster, and unknown is never turned into a number."""
