@@ -5,28 +5,29 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model that holds the last element of `loc`; [] when it cannot be told (inside a union)."""
-    from typing import get_args
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in get_args(annotation) for model in _models_in(arg)]
 
-    current: Any = model
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The field names that would have been right where the last element of `loc` stands."""
+    models = [model]
     for part in loc[:-1]:
-        field = getattr(current, "model_fields", {}).get(part)
-        candidates = [field.annotation, *get_args(field.annotation)] if field else [*get_args(current)]
-        candidates += [c for candidate in candidates for c in get_args(candidate)]
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
-            return []
-        tagged = [m for m in models if "type" in m.model_fields and m.model_fields["type"].default == part]
-        current = (tagged or models)[0] if field or tagged else current
-    return [f.alias or n for n, f in current.model_fields.items()]
+        fields = [f for m in models for n, f in m.model_fields.items() if part in (n, f.alias)]
+        if fields:
+            models = [m for f in fields for m in _models_in(f.annotation)]
+        else:  # the tag of a union, the key of a table of tables, or the index of a list
+            models = [m for m in models if "type" in m.model_fields and m.model_fields["type"].default == part] or models
+    return sorted({f.alias or n for m in models for n, f in m.model_fields.items()})
 
 
 def _value(data: Any, loc: tuple[int | str, ...]) -> Any:
@@ -47,8 +48,8 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         if kind == "extra_forbidden":
             names = _fields_at(model, loc)
             close = difflib.get_close_matches(str(loc[-1]), names, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            lines.append(f"{where} = {item['input']!r}: no such field{hint} Fields here: {', '.join(names) or '(none)'}")
+            hint = f", did you mean {close[0]!r}?" if close else "."
+            lines.append(f"{where} = {item['input']!r}: no such field{hint} Fields here: {', '.join(names)}")
         elif kind == "missing":
             lines.append(f"{where}: is missing; add it")
         elif kind == "union_tag_invalid":
