@@ -18,7 +18,7 @@ _CHUNK_CELLS = 20_000_000
 
 
 def cluster_sums(values: Sequence[Floats], clusters: Sequence[Ints], n_clusters: int) -> tuple[Floats, Floats]:
-    """Sums and row counts by cluster, (C, K) each, of K arms: values (N_k,) in clusters (N_k,). NaN rows are left out."""
+    """Sums and row counts by cluster, (C, K) each, of K arms with values and clusters (N_k,); NaN rows are left out."""
     sums_CK, counts_CK = np.zeros((n_clusters, len(values))), np.zeros((n_clusters, len(values)))
     for k, (values_N, cluster_N) in enumerate(zip(values, clusters, strict=True)):
         known = ~np.isnan(values_N)

@@ -22,7 +22,7 @@ OUTCOMES = ("overall", *DIMENSIONS)
 
 @dataclass(frozen=True)
 class Calls:
-    """Verdicts of one judge as arrays (N,). `scores[outcome]`: 1 the arm won, .5 tie, 0 it lost, NaN no readable verdict."""
+    """Verdicts of one judge as arrays (N,). `scores[outcome]`: 1 the arm won, .5 tie, 0 lost, NaN not readable."""
 
     mode: Literal["robust", "paper"]
     dialogues: npt.NDArray[np.object_]
@@ -46,7 +46,7 @@ class Calls:
 
 
 def _score(column: pa.ChunkedArray) -> Floats:
-    """ "a" 1, "tie" .5, "b" 0, null NaN."""
+    """Score 1 for "a", .5 for "tie", 0 for "b", NaN for null."""
     index = pc.index_in(column, value_set=pa.array(["b", "tie", "a"]))
     scores: Floats = pc.cast(index, pa.float64()).to_numpy() / 2
     return scores

@@ -52,7 +52,7 @@ def test_clustered_mean_with_rows_as_clusters_is_the_ordinary_standard_error() -
 
 def test_ratio_is_per_token_not_per_reply() -> None:
     found = clustered_ratio(np.array([30.0, 2.0]), np.array([5.0, 1.0]), np.array([0, 1]))
-    # R = 32/6 (the mean of the two ratios would be 4); residuals 30 - 160/6 = 20/6 and -20/6; SE = sqrt(2 * 2 * (20/6)^2) / 6
+    # R = 32/6 (a mean of ratios is 4); residuals 20/6, -20/6; SE = sqrt(2 * 2 * (20/6)^2) / 6
     assert found.value == pytest.approx(32 / 6)
     assert found.se == pytest.approx(2 * (20 / 6) / 6)
 
