@@ -1,0 +1,273 @@
+"""The door of the endpoint: who may come in, by which path, with how much, and what every first reply says about itself.
+
+A plain ASGI application over a `Backend`; it knows neither Ray nor vLLM. Checks on what people and students say to each other belong
+between `_checked` and the backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Json = dict[str, Any]
+
+DISCLOSURE = "You are talking to an AI, not to a person. It can be wrong and cannot replace human care."
+METHODS = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
+SHARED_FIELDS = {
+    "model", "stream", "stream_options", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "user", "metadata", "return_token_ids",
+}  # fmt: skip
+FIELDS = {
+    "/v1/chat/completions": SHARED_FIELDS | {"messages", "max_completion_tokens", "logprobs", "top_logprobs"},
+    "/v1/completions": SHARED_FIELDS | {"prompt", "logprobs"},
+}
+
+
+class Busy(Exception):
+    """The queue is full: come again later."""
+
+
+class Unavailable(Exception):
+    """No replica answers: one died under the request, or none is up."""
+
+
+class Backend(Protocol):
+    """What answers behind the door. Both methods raise Busy or Unavailable."""
+
+    names: tuple[str, ...]
+
+    async def healthy(self) -> bool: ...
+
+    def answer(self, path: str, body: Json) -> AsyncIterator[Any]:
+        """First the status (int), then one JSON object or, for a stream, server-sent events (str)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_new_tokens also is the default of a request that names none. body_wait_s: the whole body must arrive within it."""
+
+    max_body_bytes: int = 1 << 20
+    max_n: int = 4
+    max_new_tokens: int = 1024
+    max_stops: int = 16
+    body_wait_s: float = 10.0
+    retry_after_s: int = 1
+
+
+class Refused(Exception):
+    """An answer that is an error in OpenAI's form."""
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+
+    @property
+    def body(self) -> Json:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": None, "code": self.status}}
+
+
+class Gateway:
+    """The ASGI application. Raises ValueError without a key."""
+
+    def __init__(self, backend: Backend, key: str, limits: Limits | None = None, disclosure: str = DISCLOSURE):
+        if not key.strip():
+            raise ValueError("api key is empty: the endpoint does not start without one")
+        if not disclosure.strip():
+            raise ValueError("disclosure is empty: replies must say that they come from an AI")
+        self._backend, self._limits = backend, limits or Limits()
+        self._credential = f"Bearer {key.strip()}".encode()
+        self._disclosure = disclosure
+        self._disclosure_header = {"x-ai-disclosure": quote(disclosure, safe=" ,.;:!?'()-/")}
+        self._started_s = int(time.time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise ValueError(f"only http is served, not {scope['type']}")
+        try:
+            self._admit(scope)
+            await self._route(scope["path"], scope, receive, send)
+        except Refused as refused:
+            await _send_json(send, refused.status, refused.body, refused.headers)
+
+    def _admit(self, scope: Scope) -> None:
+        """Key first, then path, then method and length: nothing of the body has been read yet."""
+        headers = dict(scope["headers"])
+        if not hmac.compare_digest(headers.get(b"authorization", b""), self._credential):
+            raise Refused(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", {"www-authenticate": "Bearer"})
+        method = METHODS.get(scope["path"])
+        if method is None:
+            raise Refused(404, f"there is no {scope['path']} here, only {', '.join(METHODS)}")
+        if scope["method"] != method:
+            raise Refused(405, f"{scope['path']} takes {method}", {"allow": method})
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
+            raise self._too_large()
+
+    async def _route(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if path == "/health":
+            healthy = await self._backend.healthy()
+            await _send_json(send, 200 if healthy else 503, {"status": "ok" if healthy else "unavailable"})
+        elif path == "/v1/models":
+            cards = [{"id": n, "object": "model", "created": self._started_s, "owned_by": "empathy"} for n in self._backend.names]
+            await _send_json(send, 200, {"object": "list", "data": cards})
+        else:
+            body = self._checked(path, await self._read(receive))
+            await _until_disconnect(self._answer(path, body, send), receive)
+
+    # ---- the request -----------------------------------------------------------------------------------------------------------
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the body may hold at most {self._limits.max_body_bytes} bytes")
+
+    async def _read(self, receive: Receive) -> Json:
+        try:
+            data = await asyncio.wait_for(self._read_bytes(receive), self._limits.body_wait_s)
+        except TimeoutError:
+            raise Refused(408, f"the body did not arrive within {self._limits.body_wait_s:g} s", {"connection": "close"}) from None
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError):
+            raise Refused(400, "the body is not JSON") from None
+        if not isinstance(body, dict):
+            raise Refused(400, "the body must be a JSON object")
+        return body
+
+    async def _read_bytes(self, receive: Receive) -> bytes:
+        data = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "the client left before its request was whole")
+            data += message.get("body", b"")
+            if len(data) > self._limits.max_body_bytes:  # chunked bodies announce no length
+                raise self._too_large()
+            if not message.get("more_body"):
+                return bytes(data)
+
+    def _checked(self, path: str, body: Json) -> Json:
+        """The body that goes on to the engine: known fields only, every bound kept. Raises Refused(400 or 404)."""
+        unknown = sorted(set(body) - FIELDS[path])
+        if unknown:
+            raise Refused(400, f"{', '.join(unknown)}: not taken here; the fields are {', '.join(sorted(FIELDS[path]))}")
+        if body.get("model") not in self._backend.names:
+            raise Refused(404, f"model = {body.get('model')!r} is not served; choose one of {', '.join(self._backend.names)}")
+        replies = _prompts(path, body) * _whole(body, "n", 1)
+        if replies > self._limits.max_n:
+            raise Refused(400, f"n x prompts = {replies}: at most {self._limits.max_n} replies a request")
+        stop = body.get("stop")
+        if isinstance(stop, list) and len(stop) > self._limits.max_stops:
+            raise Refused(400, f"stop: at most {self._limits.max_stops} strings")
+        for name in ("max_tokens", "max_completion_tokens"):
+            if _whole(body, name, 1) > self._limits.max_new_tokens:
+                raise Refused(400, f"{name} = {body[name]}: at most {self._limits.max_new_tokens}")
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or self._limits.max_new_tokens
+        return body | {"max_tokens": limit}
+
+    # ---- the answer ------------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, path: str, body: Json, send: Send) -> None:
+        """Pass the backend's answer on. Before the first byte an error is a status; after it, an error event and no [DONE]."""
+        answer = self._backend.answer(path, body)
+        headers = self._disclosure_header if _is_first_reply(path, body) else {}
+        try:
+            status = await anext(answer)
+            first = await anext(answer)
+        except Busy as busy:
+            raise Refused(503, f"too many requests are waiting: {busy}", self._retry_after()) from None
+        except Unavailable as gone:
+            raise Refused(503, str(gone), self._retry_after()) from None
+        if isinstance(first, dict):
+            await _send_json(send, status, self._disclosed(first) if headers and status == 200 else first, headers)
+            return
+        await _start(send, status, headers | {"content-type": "text/event-stream", "cache-control": "no-cache"})
+        await _send_body(send, self._disclosed_event(first) if headers else first, more=True)
+        try:
+            async for event in answer:
+                await _send_body(send, event, more=True)
+        except (Busy, Unavailable) as gone:
+            await _send_body(send, f"data: {json.dumps(Refused(503, str(gone)).body)}\n\n", more=True)
+        await _send_body(send, "", more=False)
+
+    def _retry_after(self) -> dict[str, str]:
+        return {"retry-after": str(self._limits.retry_after_s)}
+
+    def _disclosed(self, answer: Json) -> Json:
+        return answer | {"metadata": {"ai_disclosure": self._disclosure}}
+
+    def _disclosed_event(self, event: str) -> str:
+        answer = json.loads(event.removeprefix("data: "))
+        return event if "error" in answer else f"data: {json.dumps(self._disclosed(answer))}\n\n"
+
+
+def _prompts(path: str, body: Json) -> int:
+    """How many prompts the body holds. Raises Refused(400) for what is none."""
+    if path == "/v1/chat/completions":
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+            raise Refused(400, "messages: a list of at least one {role, content}")
+        return 1
+    prompt = body.get("prompt")
+    if isinstance(prompt, str) and prompt:
+        return 1
+    if not isinstance(prompt, list) or not prompt:
+        raise Refused(400, "prompt: a string, a list of token ids, or a list of these")
+    return 1 if all(isinstance(token, int) for token in prompt) else len(prompt)
+
+
+def _whole(body: Json, name: str, default: int) -> int:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Refused(400, f"{name} = {value!r}: a whole number of at least 1")
+    return value
+
+
+def _is_first_reply(path: str, body: Json) -> bool:
+    """A conversation without an assistant's turn; a bare completion does not tell, so it counts as first."""
+    return path != "/v1/chat/completions" or all(message.get("role") != "assistant" for message in body["messages"])
+
+
+async def _until_disconnect(work: Awaitable[None], receive: Receive) -> None:
+    """Run `work`; cancel it (and with it the generation) when the client goes away."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        else:
+            working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_json(send: Send, status: int, body: Json, headers: dict[str, str] | None = None) -> None:
+    data = json.dumps(body).encode()
+    await _start(send, status, {"content-type": "application/json", "content-length": str(len(data))} | (headers or {}))
+    await send({"type": "http.response.body", "body": data})
+
+
+async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
+    pairs = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def _send_body(send: Send, text: str, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
