@@ -1,32 +1,40 @@
-"""Files under a root, in a folder or in an S3-compatible bucket: pyarrow moves the data, one conditional put decides races.
+"""Files under a root, in a folder or in an S3-compatible bucket, and the one conditional put that decides races.
 
-One setting feeds both clients: `endpoint`, and the checksum and addressing variables that S3-compatible servers need.
+A file is there whole or not at all: readers never see half of one, and what a call returned from survives a power cut.
+Paths are relative, with "/". `open_files` chooses by the URL between `empathy.folder` and `empathy.bucket`.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
 import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow.fs as pafs
 
+Names: TypeAlias = list[str]  # inside the classes `list` is a method
+CHUNK_BYTES = 16 << 20
+"""What is held in memory of a large file, times the requests in flight."""
+RACERS = 4
 
-class Files:
-    """Relative paths with "/" under `root` of `filesystem`. `url` is what users gave."""
 
-    def __init__(self, url: str, filesystem: pafs.FileSystem, root: str):
-        self.url, self.filesystem, self.root = url, filesystem, root
+class Files(ABC):
+    """The same verbs on every kind of place. Pickled, it is `url` and `options`: other processes open their own."""
 
-    def _full(self, path: str) -> str:
-        return f"{self.root}/{path}" if path else self.root
+    def __init__(self, url: str, options: Mapping[str, Any]):
+        self.url, self.options = url, dict(options)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.url, self.options)
+
+    @abstractmethod
     def read(self, path: str) -> bytes:
-        """The whole file. Raises FileNotFoundError."""
-        with self.filesystem.open_input_file(self._full(path)) as stream:
-            data: bytes = stream.read()
-        return data
+        """The whole file. Raises FileNotFoundError, PermissionError, or another OSError."""
 
     def read_or_none(self, path: str) -> bytes | None:
         try:
@@ -34,124 +42,137 @@ class Files:
         except FileNotFoundError:  # absence is an answer here
             return None
 
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """Many small files, in order."""
+        return [self.read(path) for path in paths]
+
+    @abstractmethod
+    def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """Bytes `start` to `size` of a file in order, in pieces of at most CHUNK_BYTES."""
+
+    @abstractmethod
     def exists(self, path: str) -> bool:
-        return bool(self.filesystem.get_file_info(self._full(path)).type == pafs.FileType.File)
+        """Whether there is a file of this name."""
 
+    @abstractmethod
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whose name nobody else uses."""
-        with self.filesystem.open_output_stream(self._full(path)) as stream:
-            stream.write(data)
+        """Write a file, replacing any before it."""
 
-    def list(self, prefix: str, recursive: bool = False) -> list[str]:
-        """Paths of files under the folder `prefix`, sorted."""
-        selector = pafs.FileSelector(self._full(prefix).rstrip("/"), recursive=recursive, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(i.path.removeprefix(self.root + "/") for i in infos if i.type == pafs.FileType.File)
+    @abstractmethod
+    def upload(self, path: str, source: Path) -> None:
+        """`write` of a file on disk that may be larger than memory."""
 
+    @abstractmethod
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        """Create `path` atomically and durably. True when it now holds `data`, False when it held something else before."""
-        raise AssertionError("a subclass decides")
+        """Create `path`. True when it now holds `data`, False when it held something else before.
+
+        `data` carries a nonce of its writer, so that a put whose answer was lost is recognised as our own.
+        """
+
+    @abstractmethod
+    def list(self, prefix: str, recursive: bool = False) -> Names:
+        """Paths of the files in folder `prefix`, sorted; with `recursive` also those further down."""
+
+    @abstractmethod
+    def folders(self, prefix: str) -> Names:
+        """Names of the folders in folder `prefix`, sorted."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens when there is none."""
+
+    @abstractmethod
+    def age_s(self, path: str) -> float | None:
+        """Seconds since `path` was written, by the clock of the place: machines need not agree. None without a file."""
+
+    @property
+    @abstractmethod
+    def filesystem(self) -> pafs.FileSystem:
+        """The place for pyarrow, Ray Data and Ray Train; paths there begin with `root`."""
+
+    @property
+    @abstractmethod
+    def root(self) -> str:
+        """Where `filesystem` has our files."""
 
     def probe(self) -> None:
-        """Write, read and race one small file. Raises ValueError, before anything is spent, when the place cannot be used."""
-        path, data = f"probe/{uuid.uuid4().hex}", b"probe"
+        """Write, race for, list, read and delete one small file.
+
+        Raises ValueError naming `store`, its value and the remedy: call it before anything is spent.
+        """
+        path = f"probe/{uuid.uuid4().hex}"
         try:
-            first, second = self.put_if_absent(path, data), self.put_if_absent(path, b"other")
+            with ThreadPoolExecutor(RACERS) as pool:
+                wins = list(pool.map(lambda k: self.put_if_absent(path, f"probe {k}".encode()), range(RACERS)))
+            there, absent, listed = self.read(path), self.read_or_none(f"{path}-absent"), self.list("probe")
         except OSError as error:
-            raise ValueError(f"store = {self.url!r}: cannot be written ({error}); name a place you may write to") from error
-        if not first or second or self.read(path) != data:
+            raise ValueError(f"store = {self.url!r}: {self.remedy(error)}") from error
+        finally:
+            with contextlib.suppress(OSError):  # the reason why it failed is the one to tell
+                self.delete(path)
+        if sum(wins) != 1 or there != f"probe {wins.index(True)}".encode():
             raise ValueError(
-                f"store = {self.url!r}: the server does not honour conditional puts (If-None-Match), so two writers could "
-                "overwrite each other; use a folder or a server that does (AWS S3, Ceph RGW, MinIO)"
+                f"store = {self.url!r}: {sum(wins)} of {RACERS} writers were told that they alone made one file. "
+                "It does not honour conditional puts (If-None-Match: *), so two runs could overwrite each other; "
+                "use a folder or a server that does (AWS S3, Ceph, MinIO)"
             )
-        self.delete(path)
+        if absent is not None or path not in listed:
+            raise ValueError(
+                f"store = {self.url!r}: a file just written is not listed; use a place that lists what it holds"
+            )
 
-    def delete(self, path: str) -> None:
-        self.filesystem.delete_file(self._full(path))
-
-
-class FolderFiles(Files):
-    """A folder of this machine or a shared mount."""
-
-    def __init__(self, url: str):
-        super().__init__(url, pafs.LocalFileSystem(), str(Path(url).expanduser().absolute()))
-
-    def write(self, path: str, data: bytes) -> None:
-        target = Path(self._full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def put_if_absent(self, path: str, data: bytes) -> bool:
-        target = Path(self._full(path))
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        self.write(str(temporary.relative_to(self.root)), data)
-        try:
-            os.link(temporary, target)  # fails when target exists: the one atomic step
-        except FileExistsError:
-            return target.read_bytes() == data
-        finally:
-            temporary.unlink()
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return True
+    def remedy(self, error: OSError) -> str:
+        """What a user can do about an error of this place."""
+        return f"cannot be used ({error}); name a folder you may write to, on a file system with hard links"
 
 
-class BucketFiles(Files):
-    """A bucket: boto3 for the conditional put, pyarrow for everything else."""
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """A file of this machine in pieces of CHUNK_BYTES."""
+    with open(path, "rb") as stream:
+        while data := stream.read(CHUNK_BYTES):
+            yield data
 
-    def __init__(self, url: str, endpoint: str | None = None, region: str | None = None):
-        import boto3
-        from botocore.config import Config
 
-        # S3-compatible servers answer 411 to the newer checksums; both clients read this variable.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        options: dict[str, Any] = {"region": region, "connect_timeout": 10, "request_timeout": 60}
-        if endpoint:
-            scheme, _, host = endpoint.partition("://")
-            options |= {"endpoint_override": host, "scheme": scheme}
-        bucket, _, self._prefix = url.removeprefix("s3://").rstrip("/").partition("/")
-        self._bucket = bucket
-        super().__init__(url, pafs.S3FileSystem(**options), f"{bucket}/{self._prefix}".rstrip("/"))
-        style = {"addressing_style": "path"} if endpoint else {}
-        self._client = boto3.client(
-            "s3", endpoint_url=endpoint, region_name=region, config=Config(s3=style, retries={"max_attempts": 5, "mode": "standard"})
-        )
+def sha256_of(pieces: Iterator[bytes] | Sequence[bytes]) -> tuple[int, str]:
+    """Size in bytes and sha256 in hex."""
+    digest, size = hashlib.sha256(), 0
+    for piece in pieces:
+        digest.update(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
-        from botocore.exceptions import BotoCoreError, ClientError
 
-        key = f"{self._prefix}/{path}".lstrip("/")
-        try:
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            code = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if code in (409, 412) or code >= 500:  # a retried put may have arrived the first time: what is there decides
-                return self._holds(path, data, error)
-            raise OSError(f"{self.url}/{path}: {error}") from error
-        except BotoCoreError as error:  # a timeout is not a failure
-            return self._holds(path, data, error)
-        return True
-
-    def _holds(self, path: str, data: bytes, error: Exception) -> bool:
-        there = self.read_or_none(path)
-        if there is None:
-            raise OSError(f"{self.url}/{path}: {error}") from error
-        return there == data
+def _reopen(url: str, options: Mapping[str, Any]) -> Files:
+    return open_files(url, **options)
 
 
 def open_files(url: str, *, endpoint: str | None = None, region: str | None = None) -> Files:
-    """A folder, or s3://bucket/prefix. Raises ValueError for another scheme."""
+    """A folder, or s3://bucket/prefix; credentials come from the usual AWS environment or profile alone.
+
+    `endpoint` (http://host:port) and `region` are for buckets and stand above AWS_ENDPOINT_URL_S3 and AWS_REGION.
+    Raises ValueError for another scheme, or a bucket that cannot be named.
+    """
     if url.startswith("s3://"):
+        from empathy.bucket import BucketFiles  # boto3 costs 0.3 s: folders do without
+
         return BucketFiles(url, endpoint, region)
     if "://" in url:
-        raise ValueError(f"store = {url!r}: unknown scheme; give a folder or s3://bucket/prefix")
+        raise ValueError(
+            f"store = {url.partition('://')[0]}://...: unknown scheme; give a folder or s3://bucket/prefix"
+        )
+    from empathy.folder import FolderFiles
+
     return FolderFiles(url)
+
+
+def environment(options: Mapping[str, Any]) -> dict[str, str]:
+    """What other programs need in their environment to reach the same bucket: each of them reads another variable.
+
+    For Ray, vLLM, pyarrow, boto3, the aws command. `options` are those of `open_files`. Without credentials: children
+    inherit those.
+    """
+    checksums = dict.fromkeys(("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"), "when_required")
+    endpoint, region = options.get("endpoint"), options.get("region")
+    places = {name: str(endpoint) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3") if endpoint}
+    regions = {name: str(region) for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if region}
+    return checksums | places | regions
