@@ -1,0 +1,133 @@
+"""The processes of one session: joining them, and the few things they say to each other.
+
+`prepare` must run before torch is imported: it decides what DeepSpeed takes for the accelerator.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from empathy.train.placement import Device, Placement
+
+T = TypeVar("T")
+
+
+def prepare(device: Device) -> None:
+    """Set what the libraries read from the environment while they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if device == "cpu" or not _has_gpu():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def _has_gpu() -> bool:
+    return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the others: `rank` of `world`, `local_rank` on this machine. `device` is "cpu" or "cuda:N"."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: str
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def first_here(self) -> bool:
+        """The first of this machine."""
+        return self.local_rank == 0
+
+    def from_first(self, value: T) -> T:
+        """What rank 0 passed, on every rank."""
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def from_all(self, value: T) -> list[T]:
+        """What each rank passed, by rank, on every rank."""
+        import torch.distributed as dist
+
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def join(placement: Placement) -> Group:
+    """Join the group that the environment names, or be a group of one. Raises ValueError for device = "cuda" without a GPU."""
+    prepare(placement.device)
+    import torch
+    import torch.distributed as dist
+
+    cuda = placement.device != "cpu" and torch.cuda.is_available()
+    if placement.device == "cuda" and not cuda:
+        raise ValueError('device = "cuda": torch sees no GPU here; set device = "cpu" or install the CUDA build')
+    if not dist.is_initialized():
+        _initialise("nccl" if cuda else "gloo", placement.timeout_s)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if not cuda:
+        torch.set_num_threads(placement.threads or max(1, _cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    _deepspeed()
+    return Group(dist.get_rank(), dist.get_world_size(), local_rank, f"cuda:{local_rank}" if cuda else "cpu")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _initialise(backend: str, timeout_s: float) -> None:
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ:
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _deepspeed() -> None:
+    """Start DeepSpeed's side of the group.
+
+    On a CPU it would first compile a shared-memory operator with ninja and g++. That operator serves inference alone
+    (`inference_all_reduce`), so it is declared absent: nothing is compiled, and no compiler is needed.
+    """
+    import deepspeed
+    import torch.distributed as dist
+    from deepspeed import ops
+
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        vars(ops)["__compatible_ops__"] = {}
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist.get_backend(), verbose=False)
