@@ -1,0 +1,207 @@
+"""Replies as lines of JSON: one journal a writer, appended as answers arrive, read and tailed by everybody.
+
+Folder:  ledger/replies/WRITER.jsonl, one os.write a reply (survives kill -9 of the process), fdatasync once a second.
+Bucket:  ledger/replies/WRITER/00001.jsonl, ... by group commit: the next chunk is put as soon as the last one is there;
+         every 256 chunks also as one 00001-00256.jsonl, which later readers take instead.
+
+A line begins with `{"key":"<40 hex digits>"`. Only whole lines count: a line torn by a kill is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from empathy.files import Files
+from empathy.folder import FolderFiles
+
+FOLDER = "ledger/replies"
+BLOCK_BYTES = 16 << 20
+CHUNKS_A_SEGMENT = 256
+Block = tuple[int, bytes]
+"""Where the block begins (a place that `read` understands), and whole lines."""
+
+
+class Journals(Protocol):
+    def writers(self) -> list[str]:
+        """Everybody who has written."""
+
+    def fetch(self, writer: str) -> Iterator[Block]:
+        """Whole lines of `writer` that were not fetched before."""
+
+    def read(self, place: int, size: int) -> bytes:
+        """`size` bytes at `place`."""
+
+    def append(self, line: bytes) -> int:
+        """Add a line to our own journal; returns its place. Raises OSError when it could not be written."""
+
+    def flush(self) -> None:
+        """Return when all that was appended is durable."""
+
+
+def open_journals(files: Files, writer: str) -> Journals:
+    return FolderJournals(files, writer) if isinstance(files, FolderFiles) else BucketJournals(files, writer)
+
+
+class FolderJournals:
+    """Journals as growing files. A place is (number of the writer << 40) + offset."""
+
+    def __init__(self, files: FolderFiles, writer: str):
+        self._folder, self._writer = f"{files.root}/{FOLDER}", writer
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
+        self._fetched: dict[str, int] = {}
+        self._descriptor: int | None = None
+        self._size, self._dirty = 0, False
+        self._lock = threading.Lock()
+
+    def _number(self, writer: str) -> int:
+        if writer not in self._numbers:
+            self._numbers[writer] = len(self._names)
+            self._names.append(writer)
+        return self._numbers[writer]
+
+    def _path(self, writer: str) -> str:
+        return f"{self._folder}/{writer}.jsonl"
+
+    def writers(self) -> list[str]:
+        if not os.path.isdir(self._folder):
+            return []
+        return sorted(name.removesuffix(".jsonl") for name in os.listdir(self._folder) if name.endswith(".jsonl"))
+
+    def fetch(self, writer: str) -> Iterator[Block]:
+        start = self._fetched.get(writer, 0)
+        if not os.path.exists(self._path(writer)) or os.path.getsize(self._path(writer)) == start:
+            return
+        with open(self._path(writer), "rb") as stream:
+            stream.seek(start)
+            tail = b""
+            while block := stream.read(BLOCK_BYTES):
+                whole, newline, tail = (tail + block).rpartition(b"\n")
+                if newline:
+                    yield (self._number(writer) << 40) + start, whole + newline
+                    start += len(whole) + 1
+                    self._fetched[writer] = start
+
+    def read(self, place: int, size: int) -> bytes:
+        with open(self._path(self._names[place >> 40]), "rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), size, place & ((1 << 40) - 1))
+
+    def append(self, line: bytes) -> int:
+        with self._lock:
+            if self._descriptor is None:
+                os.makedirs(self._folder, exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+                self._descriptor = os.open(self._path(self._writer), flags, 0o644)
+            done = 0
+            try:
+                while done < len(line):  # a short write happens when the disk is nearly full
+                    done += os.write(self._descriptor, line[done:])
+            except OSError:  # leave whole lines behind, then tell
+                os.ftruncate(self._descriptor, self._size)
+                raise
+            place = (self._number(self._writer) << 40) + self._size
+            self._size += len(line)
+            self._dirty = True
+            return place
+
+    def flush(self) -> None:
+        if self._dirty and self._descriptor is not None:
+            self._dirty = False
+            os.fdatasync(self._descriptor)
+
+
+class BucketJournals:
+    """Journals as numbered chunks. What is fetched is kept in an unnamed temporary file; a place is an offset in it."""
+
+    def __init__(self, files: Files, writer: str):
+        self._files, self._writer = files, writer
+        self._spool = tempfile.TemporaryFile(prefix="empathy-ledger-")  # noqa: SIM115 (lives as long as the ledger)
+        self._spooled = 0
+        self._next: dict[str, int] = {}
+        self._segments: dict[str, list[str]] | None = None
+        self._waiting: list[bytes] = []
+        self._segment: list[bytes] = []
+        self._chunks = 0
+        self._error: OSError | None = None
+        self._changed = threading.Condition()
+        self._spool_lock = threading.Lock()
+        self._busy = False
+
+    def writers(self) -> list[str]:
+        paths = self._files.list(FOLDER, recursive=True)
+        self._segments = {}
+        for path in paths:
+            if "-" in path.rsplit("/", 1)[1]:
+                self._segments.setdefault(path.split("/")[-2], []).append(path)
+        return sorted({path.split("/")[-2] for path in paths})
+
+    def _keep(self, data: bytes) -> int:
+        with self._spool_lock:
+            place = self._spooled
+            os.pwrite(self._spool.fileno(), data, place)
+            self._spooled += len(data)
+            return place
+
+    def fetch(self, writer: str) -> Iterator[Block]:
+        if writer == self._writer:
+            return
+        for path in (self._segments or {}).pop(writer, []):
+            first, last = path.rsplit("/", 1)[1].removesuffix(".jsonl").split("-")
+            if int(first) == self._next.get(writer, 1):
+                data = self._files.read(path)
+                self._next[writer] = int(last) + 1
+                yield self._keep(data), data
+        while data := self._files.read_or_none(f"{FOLDER}/{writer}/{self._next.get(writer, 1):05d}.jsonl") or b"":
+            self._next[writer] = self._next.get(writer, 1) + 1
+            yield self._keep(data), data
+
+    def read(self, place: int, size: int) -> bytes:
+        return os.pread(self._spool.fileno(), size, place)
+
+    def append(self, line: bytes) -> int:
+        place = self._keep(line)
+        with self._changed:
+            if self._error:
+                raise self._error
+            self._waiting.append(line)
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._commit, name="ledger-commit", daemon=True).start()
+        return place
+
+    def _commit(self) -> None:
+        """Put chunk after chunk until nothing waits."""
+        while True:
+            with self._changed:
+                lines, self._waiting = self._waiting, []
+                if not lines:
+                    self._busy = False
+                    self._changed.notify_all()
+                    return
+            try:
+                self._put(b"".join(lines))
+            except OSError as error:  # told to whoever appends or flushes next: this thread has no caller
+                with self._changed:
+                    self._error, self._busy = error, False
+                    self._changed.notify_all()
+                return
+
+    def _put(self, data: bytes) -> None:
+        self._chunks += 1
+        self._files.write(f"{FOLDER}/{self._writer}/{self._chunks:05d}.jsonl", data)
+        self._segment.append(data)
+        if len(self._segment) == CHUNKS_A_SEGMENT:
+            first = self._chunks - CHUNKS_A_SEGMENT + 1
+            name = f"{first:05d}-{self._chunks:05d}.jsonl"
+            self._files.write(f"{FOLDER}/{self._writer}/{name}", b"".join(self._segment))
+            self._segment = []
+
+    def flush(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+            if self._error:
+                raise self._error

@@ -1,0 +1,192 @@
+"""Replies that were paid for: kept by request key, shared by every run on one store, never asked for again.
+
+Three rules make it hold.
+1. A reply is written to its writer's journal the moment it arrives (`serving.journals`), and only completed replies are.
+2. A request is sent only by who claimed its key first (`serving.claims`); everybody else waits for that writer's reply.
+3. A claim ends with its reply, when its holder gives up, or when its holder is dead (`serving.presence`).
+
+`Ledger` does blocking I/O and is driven by one thread at a time, except `get` and `record`, which may run beside it.
+`serving.claiming` speaks to it for coroutines.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from empathy.files import Files
+from empathy.requests import Answer, Request
+from serving.claims import Claims
+from serving.journals import open_journals
+from serving.presence import STALE_S, Presence
+
+_SIZE_BITS = 26  # a line is shorter than 64 MiB
+_BEGINS = b'{"key":"'
+_KEY = slice(8, 48)  # of a line: 40 hex digits
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the replies of one model in a ledger add up to. Tokens are of those replies whose provider counted them."""
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    uncounted: int
+
+
+class Ledger:
+    """All replies under one store, and our own journal in it. Use as a context manager, or `close` it."""
+
+    def __init__(self, files: Files, stale_s: float = STALE_S):
+        self.writer = uuid.uuid4().hex[:16]
+        self._places: dict[bytes, int] = {}
+        self._journals = open_journals(files, self.writer)
+        self._claims = Claims(files, self.writer, self._tail)
+        self._presence = Presence(files, self.writer, self._journals.flush, stale_s)
+        self._claims.load()
+        for writer in self._journals.writers():  # after the claims: a claim that a snapshot leaves out has its reply here
+            self._tail(writer)
+
+    # ---------------------------------------------------------------- replies
+
+    def __contains__(self, key: str) -> bool:
+        return bytes.fromhex(key) in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Answer | None:
+        """The reply to the request of this key, from memory's index and one read of its line; None when there is none."""
+        place = self._places.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        line = orjson.loads(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
+        return Answer(
+            text=line["text"],
+            finish_reason=line["finish_reason"],
+            model_served=line["model_served"],
+            tokens_in=line["tokens_in"],
+            tokens_out=line["tokens_out"],
+            refused=line["refused"],
+            attempts=line["attempts"],
+        )
+
+    def record(self, request: Request, answer: Answer) -> None:
+        """Keep a completed reply. Raises OSError when it cannot be written: then nothing more should be bought."""
+        line = orjson.dumps(
+            {
+                "key": request.key,
+                "provider": request.provider,
+                "model": request.model,
+                "model_served": answer.model_served,
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "tokens_in": answer.tokens_in,
+                "tokens_out": answer.tokens_out,
+                "refused": answer.refused,
+                "attempts": answer.attempts,
+                "at": round(time.time(), 3),
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+        self._index(request.key, self._journals.append(line), len(line))
+
+    def forget(self, key: str) -> None:
+        """Take a reply as absent (its served model is not acceptable), so that it may be claimed and asked for again."""
+        self._places.pop(bytes.fromhex(key), None)
+
+    def _index(self, key: str, place: int, size: int) -> None:
+        self._places[bytes.fromhex(key)] = place << _SIZE_BITS | size
+        self._claims.settle(key)
+
+    def _tail(self, writer: str) -> None:
+        """Read what `writer` has added to its journal."""
+        if writer == self.writer:
+            return
+        for place, block in self._journals.fetch(writer):
+            for line in block.splitlines(keepends=True):
+                if line.startswith(_BEGINS) and line.endswith(b"}\n"):  # a damaged line is no reply: it is asked for again
+                    self._index(line[_KEY].decode(), place, len(line))
+                place += len(line)
+
+    # ---------------------------------------------------------------- claims
+
+    def claim(self, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that are ours to ask from now on: no reply, and nobody alive holds them. One record for all.
+
+        The others have their reply by now (`key in ledger`) or are held by somebody: ask again in a while.
+        """
+        self._presence.announce()
+        self._claims.refresh()
+        while True:
+            dead = self._dead_among(keys)
+            free = [k for k in keys if k not in self and self._claims.owner(k) in (None, *dead)]
+            if not free:
+                return set()
+            if self._claims.append({"keys": free} | ({"dead": dead} if dead else {})):
+                self._snapshot()
+                return set(free)
+
+    def _dead_among(self, keys: Sequence[str]) -> list[str]:
+        """The dead holders of `keys`, after reading what living and dead holders have written."""
+        holders = {o for k in keys if (o := self._claims.owner(k)) is not None and o != self.writer}
+        dead = sorted(o for o in holders if not self._presence.alive(o))
+        for holder in holders:  # after the look at who lives: what a dead one wrote last is read
+            self._tail(holder)
+        return dead
+
+    def holds(self, key: str) -> bool:
+        """Whether the key is still ours to ask (others may have taken us for dead)."""
+        return self._presence.fresh and self._claims.owner(key) == self.writer
+
+    def renew(self) -> None:
+        """Beat now and learn what others claimed. Raises OSError when the store cannot be reached."""
+        self._presence.beat()
+        self._claims.refresh()
+
+    def release(self, keys: Iterable[str] | None = None) -> None:
+        """Give back claims whose requests will not be answered by us; all that are open without `keys`."""
+        mine = [k for k in (self._claims.held(self.writer) if keys is None else keys) if self._claims.owner(k) == self.writer]
+        while mine and not self._claims.append({"released": sorted(mine)}):
+            pass
+
+    def _snapshot(self) -> None:
+        if self._claims.snapshot_due:
+            for holder in self._claims.holders():
+                self._tail(holder)
+            self._claims.snapshot()
+
+    # ---------------------------------------------------------------- ends and sums
+
+    def flush(self) -> None:
+        """Return when every recorded reply is durable."""
+        self._journals.flush()
+
+    def close(self) -> None:
+        """Flush, give back what is open, and take our name off the list of living writers."""
+        self.flush()
+        self.release()
+        self._presence.withdraw()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def summary(self) -> dict[str, Spent]:
+        """Requests and tokens by model asked, over all replies known now; reads every line once."""
+        sums: dict[str, list[int]] = {}
+        for place in self._places.values():
+            line: dict[str, Any] = orjson.loads(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
+            counted = line["tokens_in"] is not None and line["tokens_out"] is not None
+            one = (1, line["tokens_in"] or 0, line["tokens_out"] or 0, 0 if counted else 1)
+            sums[line["model"]] = [a + b for a, b in zip(sums.get(line["model"], (0, 0, 0, 0)), one, strict=True)]
+        return {model: Spent(*numbers) for model, numbers in sorted(sums.items())}

@@ -1,0 +1,180 @@
+"""Who answers: where a provider is, what names its key, and what its replies mean.
+
+The rules here are pure: from status, headers and body to an Answer, a wait, or a stop.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from empathy.requests import Answer, Request
+
+
+class ProviderStopped(ValueError):
+    """The provider will answer nothing until somebody mends something: a key, a balance, a URL, a model's name."""
+
+
+class ProviderDown(ConnectionError):
+    """The provider answered nothing for many requests in a row. Start again later: what was answered is in the ledger."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An OpenAI-compatible server. It names its secret (`key_env` or `key_file`) and never holds it.
+
+    `timeout_s` is the deadline of one attempt from connecting to the last byte; `attempts` bounds how often one request is sent
+    in vain, `patience_s` how long one request may wait on 429s. `served` lists models whose replies are accepted besides the
+    one asked for (its dated versions always are); "*" accepts any.
+    """
+
+    name: str
+    base_url: str
+    key_env: str | None = None
+    key_file: str | None = None
+    in_flight: int | None = None
+    timeout_s: float = 120.0
+    attempts: int = 6
+    patience_s: float = 600.0
+    backoff_s: float = 0.5
+    served: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        return f"{self.base_url.rstrip('/')}/chat/completions"
+
+    @property
+    def secret_named(self) -> str:
+        """For messages: what the user has to set."""
+        if self.key_file:
+            return f"the file {self.key_file} (key_file)"
+        return f"the environment variable {self.key_env}" if self.key_env else "key_env (none is set for this provider)"
+
+    def key(self) -> str | None:
+        """The API key, or None when the provider wants none. Raises ValueError when it is named and not there."""
+        if self.key_file:
+            path = Path(self.key_file).expanduser()
+            found = path.read_text().strip() if path.is_file() else ""
+        elif self.key_env:
+            found = os.environ.get(self.key_env, "").strip()
+        else:
+            return None
+        if not found:
+            raise ValueError(f"provider {self.name!r} ({self.base_url}) needs an API key: put it into {self.secret_named}")
+        return found
+
+    def accepts(self, asked: str, served: str | None) -> bool:
+        """Whether a reply of model `served` answers a request for `asked`. A provider that does not say is believed."""
+        if served is None or served == asked or served in self.served or "*" in self.served:
+            return True
+        return served.startswith(asked) and re.fullmatch(r"-(\d{4}-\d\d-\d\d|\d{8}|\d{4}|\d{3})", served[len(asked) :]) is not None
+
+    def check_served(self, asked: str, served: str | None) -> None:
+        """Raises ProviderStopped when another model answered than was asked."""
+        if not self.accepts(asked, served):
+            raise ProviderStopped(
+                f"provider {self.name!r}: asked for model {asked!r}, {served!r} answered. Ask for {served!r}, or allow it: "
+                f"served = [{served!r}]"
+            )
+
+
+@dataclass(frozen=True)
+class Retry:
+    """This attempt gave nothing that can be used; another may. `after_s` is the provider's own wish, `limited` a 429.
+
+    `unknown`: it was sent and nothing came back, so it may have been billed.
+    """
+
+    reason: str
+    after_s: float | None = None
+    limited: bool = False
+    unknown: bool = False
+
+
+_ROW_ONLY = {400, 413, 422}
+_MEND = {
+    401: "the key was not accepted; check {secret}",
+    402: "the balance is used up (or the plan does not cover this); {secret} names the account",
+    403: "this key may not use the model; check {secret} and the account's access",
+    404: "nothing is there; check base_url and the model's name {model!r}",
+}
+
+
+def read_reply(provider: Provider, request: Request, status: int, headers: Mapping[str, str], raw: bytes) -> Answer | Retry:
+    """What an HTTP response means. Raises ProviderStopped when no further request will be answered either."""
+    if status == 200:
+        return _completion(raw)
+    said = _message(raw)
+    if status == 429 and "insufficient_quota" in said:
+        status = 402
+    if status in _MEND:
+        hint = _MEND[status].format(secret=provider.secret_named, model=request.model)
+        raise ProviderStopped(f"provider {provider.name!r} ({provider.base_url}) answered {status}: {hint}. It said: {said}")
+    if status in _ROW_ONLY:
+        return Answer("", "refused", refused=f"HTTP {status}: {said}")
+    if status == 429 or status == 408 or status >= 500:
+        return Retry(f"HTTP {status}: {said}", retry_after_s(headers.get("Retry-After")), limited=status == 429)
+    raise ProviderStopped(f"provider {provider.name!r} ({provider.base_url}) answered {status}, which is no API's answer: {said}")
+
+
+def _completion(raw: bytes) -> Answer | Retry:
+    try:
+        body: Any = orjson.loads(raw)
+        choice = body["choices"][0]
+        message, usage = choice["message"], body.get("usage") or {}
+        text, refusal = message.get("content") or "", message.get("refusal")
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):  # a proxy's page, or a reply cut off
+        return Retry(f"no completion in the reply: {_shown(raw)}")
+    finish = choice.get("finish_reason") or "stop"
+    if finish == "content_filter":
+        refusal = refusal or "content filter"
+    return Answer(
+        text=text,
+        finish_reason=finish,
+        model_served=body.get("model") or None,
+        tokens_in=usage.get("prompt_tokens"),
+        tokens_out=usage.get("completion_tokens"),
+        refused=refusal or None,
+    )
+
+
+def _message(raw: bytes) -> str:
+    """The error's text, short."""
+    try:
+        error = orjson.loads(raw)["error"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):  # not OpenAI's shape: show what came
+        return _shown(raw)
+    if isinstance(error, dict):
+        return _shown(" ".join(str(error[k]) for k in ("code", "message") if error.get(k)).encode())
+    return _shown(str(error).encode())
+
+
+_SECRETS = re.compile(r"(?i)\b(bearer\s+|sk-)[\w\-.*]{6,}")
+
+
+def _shown(raw: bytes) -> str:
+    """At most 200 characters on one line, with what looks like a key blotted out."""
+    return _SECRETS.sub("(secret)", " ".join(raw[:2000].decode(errors="replace").split()))[:200] or "(empty)"
+
+
+def retry_after_s(value: str | None, now_s: float | None = None) -> float | None:
+    """Seconds to wait by a Retry-After header: a number of seconds or an HTTP date (RFC 9110, 10.2.3); None when it says neither."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:  # then it should be a date
+        pass
+    try:
+        when = parsedate_to_datetime(value).timestamp()
+    except ValueError:  # neither: as if absent
+        return None
+    return max(0.0, when - (time.time() if now_s is None else now_s))

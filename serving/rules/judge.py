@@ -1,0 +1,125 @@
+"""rule-judge: which of two replies shows more empathy, by rules on words; both orders give the same verdict.
+
+Every score saturates, so that length earns nothing by itself. It answers the prompts of `empathy.judges.pairwise`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from empathy.judges.pairwise import DIMENSIONS, Shown, read_prompt
+from empathy.records import Turn
+from serving.rules.feelings import BY_NAME, feelings_in, words_of
+from serving.rules.teacher import content_words
+
+UNDERSTANDING = re.compile(
+    r"\b(?:sounds? (?:like|so|really|very)|(?:that|it|this) must|must (?:be|feel|have)|i (?:can )?(?:see|hear|understand|imagine|get)|"
+    r"makes? sense|no wonder|of course you|you (?:are|were|seem|feel|felt|must)|you're|i know how|can't blame you)\b"
+)
+SHARING = re.compile(
+    r"\b(?:i(?:'m| am) (?:so |very |really |truly )?(?:sorry|sad|happy|glad|excited|proud|moved|angry|thrilled|touched|delighted)|i feel|"
+    r"my heart|makes? me|with you|for you|i would (?:be|feel)|i'd (?:be|feel)|me too|congrat\w*|breaks my|warms)\b"
+)
+CARING = re.compile(
+    r"\b(?:here (?:for you|if you)|here to listen|let me know|talk (?:about it|to (?:me|someone|him|her|them))|take care|i hope|hope (?:you|it|things|that)|"
+    r"how can i|can i (?:do|help)|would it help|anything i can|be gentle|deserve|wish you|good luck|hang in|sending|hugs?|proud of you|"
+    r"tell me more|have you (?:tried|thought|talked|considered)|maybe you (?:can|could)|you can (?:do|always)|happy to|glad to|i'd love)\b"
+)
+ORDERING = re.compile(r"\b(?:you (?:should|need to|must) (?:just|stop|get|not)|get over|stop \w+ing|calm down|your own fault|whatever|big deal|who cares|lol)\b")
+STEERING = re.compile(r"\b(?:ignore (?:all|any|the|previous)|as the judge|winner|more empathetic|overall\b.*\btie|\"overall\"|system prompt|other reply|this reply)\b|[{}]")  # fmt: skip
+_ODD_AFTER = {
+    **dict.fromkeys(("a", "an", "the", "my", "your", "his", "our"), frozenset("a an the is are was am i you it of to and for be my your that with".split())),
+    **dict.fromkeys(("to", "of", "for", "with"), frozenset("to of is am are was and i for".split())),
+    "i": frozenset("is are you to of a the and i'm my your".split()),
+    "and": frozenset("and of or".split()),
+    "so": frozenset("of".split()),
+    "is": frozenset("is am are i to and".split()),
+    "am": frozenset("am is are i you the".split()),
+    "you": frozenset("is am was i i'm you it".split()),
+    "it": frozenset("it i am are my".split()),
+}  # fmt: skip
+CLOSE, CLOSE_OVERALL = 0.08, 0.04
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(?:ing|ed|es|s|'s)$", "", word)
+
+
+def soundness(text: str) -> float:
+    """1 for whole, well-formed sentences; less where text is cut, jumbled or repeats itself; 0 for none."""
+    words = words_of(text)
+    if not words:
+        return 0.0
+    starts = re.findall(r"(?:\A|[.!?]\s+)[\"'(]*(\w)", text)
+    lowered = sum(s.islower() for s in starts) / len(starts) if starts else 1.0
+    odd = sum(b in _ODD_AFTER.get(a, ()) for a, b in pairwise(words)) / len(words)
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    repeated = 1 - len(triples) / max(1, triples.total())
+    whole = text.rstrip().endswith((".", "!", "?", "…", '"', ")", ":)"))
+    return max(0.0, 1.0 - 0.3 * min(1.0, lowered) - 5.0 * odd - 2.0 * repeated - (0.0 if whole else 0.35))
+
+
+def valence(text: str) -> float:
+    """Pleasant feelings minus unpleasant ones, -1 to 1; 0 when there are none."""
+    found = feelings_in(text)
+    total = found.total()
+    return sum(n if BY_NAME[name].pleasant else -n for name, n in found.items()) / total if total else 0.0
+
+
+def scores(case: str, reply: str) -> dict[str, float]:
+    """Each dimension from 0 to 1."""
+    text = reply.lower().replace("’", "'")
+    theirs = {_stem(w) for w in content_words(re.sub(r"^\w+: ", "", case, flags=re.MULTILINE))}
+    ours = {_stem(w) for w in content_words(reply)}
+    touched = min(len(theirs & ours), 3) / 3
+    case_feelings, feelings = feelings_in(case), feelings_in(reply)
+    agree = valence(case) * valence(reply)
+    same = bool(set(case_feelings) & set(feelings))
+    asks = bool(re.search(r"\b(?:you|your)\b[^.!?]*\?", text))
+    cognitive = 0.6 * touched + 0.25 * bool(UNDERSTANDING.search(text)) + 0.15 * bool(re.search(r"\byou", text))
+    affective = 0.4 * bool(SHARING.search(text)) + 0.3 * bool(feelings) + 0.3 * same - 0.4 * (agree < -0.2)
+    compassion = 0.65 * bool(CARING.search(text)) + 0.35 * asks - 0.4 * bool(ORDERING.search(text))
+    fit = 0.4 + 0.6 * min(1.0, touched * 1.5)  # what would fit any situation is low in every dimension
+    weight = soundness(reply) * (0.3 if STEERING.search(text) else 1.0)
+    return {
+        "cognitive": max(0.0, cognitive) * weight,
+        "affective": max(0.0, affective) * fit * weight,
+        "compassionate": max(0.0, compassion) * fit * weight,
+    }
+
+
+def compare(shown: Shown) -> tuple[dict[str, str], float]:
+    """(winner by dimension and "overall": a code or "tie"; mean difference of first and second)."""
+    (first, first_text), (second, second_text) = shown.replies.items()
+    a, b = scores(shown.case, first_text), scores(shown.case, second_text)
+
+    def winner(difference: float, close: float) -> str:
+        return "tie" if abs(difference) < close else first if difference > 0 else second
+
+    outcomes = {d: winner(a[d] - b[d], CLOSE) for d in DIMENSIONS}
+    mean = sum(a[d] - b[d] for d in DIMENSIONS) / 3
+    return outcomes | {"overall": winner(mean, CLOSE_OVERALL)}, mean
+
+
+def _forced(replies: Mapping[str, str], mean: float) -> str:
+    """Where no tie is allowed: the sign of the difference, or a draw by the texts that does not see their order."""
+    codes = list(replies)
+    if mean:
+        return codes[0 if mean > 0 else 1]
+    return min(codes, key=lambda code: hashlib.sha256(replies[code].encode()).digest())
+
+
+def reply(messages: Sequence[Turn]) -> str:
+    """The answer in the format that the prompt asks for. Raises ValueError when the prompt is not one of `compare`'s."""
+    shown = read_prompt(messages)
+    outcomes, mean = compare(shown)
+    notes = f"By rules on words: the mean difference over the three dimensions is {abs(mean):.2f}."
+    if shown.mode == "paper":
+        return f"{notes}\nWinner: {_forced(shown.replies, mean)}"
+    margin = 0 if outcomes["overall"] == "tie" else 1 + (abs(mean) > 0.2) + (abs(mean) > 0.4)
+    return json.dumps({"notes": notes, **outcomes, "margin": margin})

@@ -1,0 +1,156 @@
+"""rule-teacher: an empathetic reply by rules. It reflects a detail, names and shares the feeling, and offers help or asks.
+
+It reads a chat, or a prompt with lines "Speaker: ..." / "Listener: ..." and, to improve a reply, a line that begins "Reply:".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from empathy.records import Turn
+from serving.rules.feelings import Feeling, feeling_of_word, main_feeling, words_of
+
+_SPEAKER = re.compile(r"^[ \t>*\"]*(?:speaker|user|person)[ \t]*:[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
+_REPLY = re.compile(r"^[ \t>*\"]*(?:the )?(?:listener's )?(?:reply|response)(?: to (?:improve|rewrite))?[ \t]*:[ \t]*(.+(?:\n(?!\s*\n).+)*)", re.I | re.M)  # fmt: skip
+_CLAUSES = re.compile(r"[.!?;\n]+|,? (?:but|and then|so that|because|although) |, (?=(?:i|my|we|and) )", re.IGNORECASE)
+_FLIP = {
+    "i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll", "im": "you're", "ive": "you've", "me": "you",
+    "my": "your", "mine": "yours", "myself": "yourself", "we": "you", "we're": "you're", "we've": "you've", "we'd": "you'd",
+    "we'll": "you'll", "our": "your", "ours": "yours", "us": "you", "ourselves": "yourselves",
+}  # fmt: skip
+_AFTER_I = {"am": "are", "was": "were", "wasn't": "weren't"}
+_LEADS = re.compile(r"^(?:(?:and|so|well|but|oh|yes|yeah|hi|hey|also|then|anyway|basically|honestly|hello|lol|ok|okay)\b[ ,]*)+", re.IGNORECASE)
+_COMMON = frozenset(
+    "a an the and or but if so to of in on at for with from by as is are was were be been being am do did does done have has had it its "
+    "this that these those there here then than when while what which who whom how why i you he she they we me him her them us my your "
+    "his their our not no yes just very really too also can could will would should may might must about into over after before again "
+    "all any some more most much many one two out up off get got go went going im i'm it's don't know think like want said say even "
+    "because still ever never always now today yesterday time day days week year years thing things lot bit back make made".split()
+)
+OFFERS = (
+    "I am here if you want to talk about it.",
+    "If it would help, tell me more, I am glad to listen.",
+    "Is there anything I can do to make this a little easier for you?",
+    "Please be gentle with yourself, and let me know what would help.",
+    "I am here for you, take all the time you need.",
+)
+QUESTIONS_GLAD = (
+    "What part of it means the most to you?",
+    "I would love to hear more, how are you going to celebrate?",
+    "You deserve this, who will you share it with?",
+    "I hope you enjoy every bit of it, what comes next?",
+)
+OPENINGS = ("It sounds like {clause}, and that must be {named}.", "I hear that {clause}, which sounds {named}.",
+            "You are telling me that {clause}, I can imagine how {named} that is.")  # fmt: skip
+
+
+def content_words(text: str) -> list[str]:
+    """Words that carry the matter, in order, each once."""
+    return list(dict.fromkeys(w for w in words_of(text) if len(w) > 2 and w not in _COMMON))
+
+
+def understood(messages: Sequence[Turn]) -> tuple[str, str | None, str]:
+    """(what the speaker says, the reply to improve or None, the instruction of the last turn)."""
+    said = [s for m in messages if m.role == "user" for s in _SPEAKER.findall(m.content)]
+    last = messages[-1].content
+    replies = [r for m in messages if m.role == "user" for r in _REPLY.findall(m.content)]
+    earlier = [m.content for m in messages if m.role == "assistant"]
+    if not said:  # a plain chat
+        return last, None, ""
+    reply = earlier[-1] if earlier else replies[-1] if replies else None
+    return said[-1], reply.strip().strip('"') if reply else None, last
+
+
+def choose(options: Sequence[str], *salt: str) -> str:
+    """The same option for the same text in every process."""
+    return options[int.from_bytes(hashlib.sha256("/".join(salt).encode()).digest()[:4]) % len(options)]
+
+
+def flipped(clause: str) -> str:
+    """Said to the speaker: "my dog died" -> "your dog died", "I was sad" -> "you were sad"."""
+    out: list[str] = []
+    previous = ""
+    for token in clause.split():
+        bare = token.lower().replace("’", "'").strip(",:\"()")
+        word = _AFTER_I.get(bare, "") if previous in ("i", "and i") else ""
+        word = word or _FLIP.get(bare, "")
+        out.append(token if not word else word + token[len(token.rstrip(",:\"()")) :])
+        previous = bare
+    return " ".join(out)
+
+
+def detail(said: str) -> str | None:
+    """The clause of the speaker that says most, turned to the speaker, at most 14 words; None when there is none worth it."""
+    clauses = [_LEADS.sub("", c.strip(" ,-\"'")) for c in _CLAUSES.split(said)]
+    best, best_score = None, 1.0
+    for clause in clauses:
+        words = words_of(clause)
+        if not 3 <= len(words) or "you" in words or "your" in words:
+            continue
+        clause = " ".join(clause.split()[:14])
+        score = len(content_words(clause)) + 1.5 * bool({"i", "my", "we", "i'm", "our"} & set(words))
+        score += sum(feeling_of_word(w) is not None for w in words) - 0.3 * max(0, len(words) - 14)
+        if score > best_score:
+            best, best_score = clause, score
+    if best is None:
+        return None
+    turned = flipped(best)
+    return turned if re.match(r"[A-Z][a-z]+ (?:[A-Z]|is|was)", turned) else turned[0].lower() + turned[1:]
+
+
+def cognitive(said: str, feeling: Feeling) -> str:
+    """Names the matter and what it means."""
+    named, clause = choose(feeling.named, said, "named"), detail(said)
+    if clause is None:
+        matter = " and ".join(content_words(said)[:2])
+        return f"That about {matter} sounds {named}." if matter else f"That sounds {named}."
+    if named.startswith("like"):
+        return f"I hear that {clause}, and to me it sounds {named}."
+    return choose(OPENINGS, said, "opening").format(clause=clause, named=named)
+
+
+def affective(said: str, feeling: Feeling) -> str:
+    return choose(feeling.shared, said, "shared")
+
+
+def compassionate(said: str, feeling: Feeling) -> str:
+    return choose(QUESTIONS_GLAD if feeling.pleasant else OFFERS, said, "offer")
+
+
+DIMENSIONS = {"cognitive": cognitive, "affective": affective, "compassionate": compassionate}
+
+
+def wished(instruction: str) -> list[str]:
+    """The dimensions that an instruction to rewrite speaks of; all three when it names none or asks for what is lacking."""
+    named = [d for d in DIMENSIONS if re.search(rf"\b{d}\b", instruction, re.IGNORECASE)]
+    return named if named and not re.search(r"\black", instruction, re.IGNORECASE) else list(DIMENSIONS)
+
+
+def kept(reply: str, limit_words: int = 30) -> str:
+    """The first sentences of the reply to improve: its meaning and intention stay."""
+    sentences, out = re.findall(r"[^.!?]+[.!?]*", reply.strip()), ""
+    for sentence in sentences:
+        if out and len((out + sentence).split()) > limit_words:
+            break
+        out = f"{out} {sentence.strip()}".strip()
+    return out if out.endswith((".", "!", "?")) else f"{out}."
+
+
+def rewrite(said: str, reply: str, dimensions: Sequence[str]) -> str:
+    """`reply`, with the wished dimensions added where it lacks them."""
+    feeling, body = main_feeling(said), kept(reply)
+    front = [DIMENSIONS[d](said, feeling) for d in dimensions if d != "compassionate"]
+    back = [compassionate(said, feeling)] if "compassionate" in dimensions else []
+    new = [s for s in (*front, body, *back) if s == body or s not in body]
+    return " ".join(new)
+
+
+def reply(messages: Sequence[Turn]) -> str:
+    """The reply to the speaker's last turn, or the improved reply where one is given to improve."""
+    said, to_improve, instruction = understood(messages)
+    if to_improve:
+        return rewrite(said, to_improve, wished(instruction))
+    feeling = main_feeling(said)
+    return " ".join(say(said, feeling) for say in DIMENSIONS.values())
