@@ -1,0 +1,84 @@
+"""A user's own dialogues, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from empathy.records import Dialogue, Role, Split, Turn
+from empathy.sources.common import Bad, SourceConfig, find_path
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    role: Role
+    content: str
+
+
+class _Row(BaseModel):
+    """One line of the file. Only id and turns are needed; the last turn is the speaker's."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    turns: list[_Turn] = Field(min_length=1)
+    group: str | None = None
+    split: Split = "train"
+    situation: str | None = None
+    emotion: str | None = None
+    human_reply: str | None = None
+    ratings: dict[str, int] = {}
+    recorded: dict[str, str] = {}
+
+
+class Jsonl(SourceConfig):
+    """`path`: a file of lines like {"id", "turns": [{"role", "content"}], "group", "situation", "emotion",
+    "human_reply", "ratings": {"human": 1-3}, "recorded": {MODEL: TEXT}, "split"}; all but id and turns may be left
+    out.
+
+    A dialogue without a group is a group of its own. `recorded_replies` names the models of "recorded". The
+    official split is the field "split", train where it is left out.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("random", "group", "official")
+
+    type: Literal["jsonl"] = "jsonl"
+    path: str
+    recorded_replies: tuple[str, ...] = ()
+
+    @property
+    def responders(self) -> tuple[str, ...]:
+        return self.recorded_replies
+
+    def locate(self) -> Path:
+        found = find_path(self.path, "a .jsonl file")
+        if found.is_dir():
+            raise ValueError(f"data.source.path = {self.path!r}: {found} is a folder; give a .jsonl file")
+        return found
+
+    def rows(self) -> Iterator[Dialogue | Bad]:
+        return read_jsonl(self.locate())
+
+
+def read_jsonl(path: Path) -> Iterator[Dialogue | Bad]:
+    """The lines of a file as dialogues; blank lines are skipped."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield _dialogue(f"{path.name} line {number}", line)
+
+
+def _dialogue(where: str, line: str) -> Dialogue | Bad:
+    try:
+        row = _Row.model_validate(json.loads(line))
+    except json.JSONDecodeError as error:  # one corrupt line is dropped, not the file
+        return Bad("unreadable_row", where, str(error))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = "not_unicode" if first["type"] == "string_unicode" else "wrong_fields"
+        return Bad(reason, where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    turns = tuple(Turn(t.role, t.content) for t in row.turns)
+    return Dialogue(**row.model_dump(exclude={"turns", "group"}), group=row.group or row.id, turns=turns)
