@@ -16,7 +16,7 @@ from empathy.records import Split
 class Part(BaseModel):
     """Frozen, closed (a misspelt field is an error), and deterministic to serialise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Spec(Part):
