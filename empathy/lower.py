@@ -14,7 +14,7 @@ from typing import Any
 
 from empathy import dialogues, judges, prompts, templates
 from empathy.digests import digest_of_folder
-from empathy.experiment import Arms, Experiment, Regime, StudentModel, Train
+from empathy.experiment import Arms, Experiment, Raise, Regime, StudentModel, Train
 from empathy.specs import (
     CheckpointSpec,
     Direct,
@@ -177,19 +177,25 @@ class _Lowering:
             return self.found(name, student, common)
         raising = student.raised
         assert raising is not None, "checked when the file was read"
-        corpus = dialogues.stage(
-            raising.source,
-            raising.split,
-            only="train",
-            limit=raising.limit,
-            seed=self.x.data.seed,
-            part_rows=self.x.data.part_rows,
-            without=self.dialogues,
-        )
+        corpus = self.corpus(raising)
         spoken = ExamplesSpec(method=Human(), objective="sft", system=self.x.generate.system)
         examples = Stage(spoken, {"dialogues": corpus}, label=f"raising {name}")
         spec = CheckpointSpec(base=student.size, objective=_full(raising.optimiser), **common)
         return Stage(spec, {"examples": examples}, label=f"{name} base, raised")
+
+    def corpus(self, raising: Raise) -> Stage:
+        data = self.x.data
+        if raising.source is None:
+            return self.dialogues
+        return dialogues.stage(
+            raising.source,
+            raising.split,
+            only="train",
+            limit=raising.limit,
+            seed=data.seed,
+            part_rows=data.part_rows,
+            without=self.dialogues,
+        )
 
     def found(self, name: str, student: StudentModel, common: dict[str, Any]) -> Stage:
         model = str(student.model)
