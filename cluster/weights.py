@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,18 @@ from empathy.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Weights:
-    """`base`: folder with config, weights and tokenizer. `adapter`: LoRA folder on it, or None. `template`: chat template text."""
+    """`name`: the model name in an engine. `base`: folder with config, weights and tokenizer. `adapter`: LoRA folder on it, or None. `template`: chat template text."""
 
+    name: str
     base_key: str
     base: Path
     template: str
     adapter: Path | None = None
+
+    def max_model_len(self, at_most: int) -> int:
+        """Tokens that prompt and reply may have together: the model's positions, `at_most` this many."""
+        positions = json.loads((self.base / "config.json").read_text()).get("max_position_embeddings", at_most)
+        return min(int(positions), at_most)
 
 
 def _found_model(stage: Stage) -> Path:
@@ -54,11 +61,12 @@ def fetch(stage: Stage, store: Store, cache: Path) -> Weights:
     artifact = store.get(stage)
     spec = stage.spec
     assert isinstance(spec, CheckpointSpec), f"{stage!r} is no checkpoint"
+    name = stage.key[:16]
     external = spec.base is not None and spec.objective is None
     if external:
-        return Weights(stage.key, _found_model(stage), _template(artifact))
+        return Weights(name, stage.key, _found_model(stage), _template(artifact))
     folder = artifact.download(cache / "checkpoints" / stage.key)
     if (folder / "adapter").is_dir():
         base = fetch(stage.inputs["base"], store, cache)
-        return Weights(base.base_key, base.base, _template(artifact), folder / "adapter")
-    return Weights(stage.key, _full_model(folder), _template(artifact))
+        return Weights(name, base.base_key, base.base, _template(artifact), folder / "adapter")
+    return Weights(name, stage.key, _full_model(folder), _template(artifact))

@@ -77,9 +77,13 @@ class Teacher(Section):
 
 
 class Raise(Section):
-    """How a random base learns to speak: full SFT on the human replies of other dialogues."""
+    """How a random base learns to speak: full SFT on human replies.
 
-    source: Source
+    On the train side of a `source` of its own, from which the experiment's dialogues are taken out; without one, on the
+    experiment's own training dialogues.
+    """
+
+    source: Source | None = None
     split: SplitField = RandomSplit(test_fraction=0.0)
     limit: int | None = Field(None, ge=1)
     optimiser: Optimiser
