@@ -1,6 +1,7 @@
-"""LoRA adapters as files: what is refused before an engine loads them, and the all-zero adapter under which the base answers.
+"""LoRA adapters as files: what is refused before an engine loads them, and the zero adapter that stands for the base.
 
-vLLM answers HTTP 200 with the base's weights when an adapter's keys do not match; so the keys, shapes and values are read first.
+vLLM answers with the base's weights, HTTP 200, when an adapter's keys do not match: keys, shapes and values are read
+first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def refuse_pickles(folder: Path) -> None:
     """Raises ValueError when a file in `folder` could run code on being loaded."""
     found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
     if found:
-        raise ValueError(f"{folder}: {', '.join(found)} may hold pickled code; save the model as safetensors and remove it")
+        raise ValueError(f"{folder}: {', '.join(found)} may hold pickled code; save safetensors and remove it")
 
 
 def weights_sha256(folder: Path) -> str:
@@ -59,8 +60,8 @@ def check_base(folder: Path) -> dict[str, tuple[int, ...]]:
 def read_adapter(name: str, folder: Path, base: Path) -> Adapter:
     """Read and check one adapter against its base.
 
-    Raises ValueError, naming the adapter: no adapter there, pickled files, an unsupported kind, another base, keys or shapes that the
-    base has not, a B of zeros (it would change nothing).
+    Raises ValueError, naming the adapter: no adapter there, pickled files, an unsupported kind, another base, keys or
+    shapes that the base has not, a B of zeros (it would change nothing).
     """
     try:
         base_shapes = check_base(base)
@@ -101,7 +102,7 @@ def write_zero_adapter(adapters: Iterable[Adapter], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({module.rsplit(".", 1)[-1] for module in shapes})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none"}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
@@ -111,9 +112,11 @@ def _config(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"peft_type = {config.get('peft_type')!r}: only LORA adapters are served")
     if config.get("use_dora") or config.get("modules_to_save") or config.get("bias", "none") != "none":
-        raise ValueError("use_dora, modules_to_save and bias are not served as adapters: merge this one into a full student")
+        raise ValueError("use_dora, modules_to_save and bias are not served as adapters: merge it into a full student")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise ValueError("rank_pattern and alpha_pattern are not served: vLLM would apply one rank and alpha to all modules")
+        raise ValueError(
+            "rank_pattern and alpha_pattern are not served: vLLM applies one rank and alpha to all modules"
+        )
     return config
 
 
@@ -123,7 +126,8 @@ def _check_recorded_base(folder: Path, base: Path) -> None:
         return
     recorded, found = json.loads(record.read_text())["weights_sha256"], weights_sha256(base)
     if recorded != found:
-        raise ValueError(f"was trained on a base with weights {recorded[:12]}…, but {base} has {found[:12]}…: serve it on its own base")
+        text = f"was trained on a base with weights {recorded[:12]}…, but {base} has {found[:12]}…"
+        raise ValueError(f"{text}: serve it on its own base")
 
 
 def _module_shapes(
@@ -135,7 +139,7 @@ def _module_shapes(
         match = _KEY.fullmatch(key)
         weight = base.get(f"{match['module']}.weight") if match else None
         if match is None or weight is None or len(weight) != 2:
-            raise ValueError(f"its key {key!r} fits no linear layer of the base: it belongs to another model or another PEFT layout")
+            raise ValueError(f"its key {key!r} fits no linear layer of the base: it belongs to another model or layout")
         features_out, features_in = weight
         if shape != ((rank, features_in) if match["side"] == "A" else (features_out, rank)):
             raise ValueError(f"{key!r} has shape {shape}, which does not fit rank {rank} on the base's {weight}")
@@ -151,7 +155,8 @@ def _check_not_zero(file: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as tensors:
-        if not any(bool(tensors.get_tensor(key).any()) for key in tensors.keys() if ".lora_B." in key):
+        keys = [key for key in tensors.keys() if ".lora_B." in key]  # noqa: SIM118 (not iterable itself)
+        if not any(bool(tensors.get_tensor(key).any()) for key in keys):
             raise ValueError("every B is zero: it is untrained, or was saved empty, and would answer as the base")
 
 
@@ -159,4 +164,4 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as tensors:
-        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118

@@ -1,7 +1,8 @@
-"""Start students on a running Ray cluster: the engine as a Serve application, and over it, when asked for, the HTTP endpoint.
+"""Start students on a running Ray cluster: the engine as a Serve application, and over it the HTTP endpoint.
 
-The HTTP door (`gateway.Gateway` under uvicorn) stands in the process that called `start_engine`, not in Serve's own proxies: those
-answer some paths without a key, are shared by everybody's applications, and end a stream silently when its replica dies.
+The door (`gateway.Gateway` under uvicorn) stands in the process that called `start_engine`, not in Serve's own
+proxies: those answer some paths without a key, are shared by everybody's applications, and end a stream silently when
+its replica dies.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from serving.bulk import Completion, EngineLost, Refusal, Request, generate_all
+from serving.bulk import Completion, EngineLost, StudentRequest, Unanswered, generate_all
 from serving.gateway import DISCLOSURE, Backend, Busy, Gateway, Json, Limits, Unavailable
 from serving.students import StudentSet
 
 __all__ = [
-    "Completion", "EngineLost", "HttpOptions", "Refusal", "Request", "Resources", "Students", "StudentSet", "generate_all",
+    "Completion",
+    "EngineLost",
+    "HttpOptions",
+    "Resources",
+    "StudentRequest",
+    "StudentSet",
+    "Students",
+    "Unanswered",
+    "generate_all",
     "start_engine",
 ]  # fmt: skip
 
@@ -31,19 +40,19 @@ KEEP_ALIVE_S = 5
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray sets aside for each replica (an engine), how many there are, and how many threads an engine on a CPU computes with."""
+    """What Ray sets aside for each replica (an engine), how many there are, and with how many threads one computes."""
 
     replicas: int = 1
     num_cpus: float = 1
     num_gpus: float = 0
-    cpu_threads: int | None = None  # None: all cores of the node
+    cpu_threads: int | None = None  # on a CPU; None: all cores of the node
 
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """The endpoint. Its key comes from the environment variable `key_env`, or from the file `key_file` when that is given.
+    """The endpoint. Its key comes from the environment variable `key_env`, or from the file `key_file` when given.
 
-    port 0 takes a free one. max_queued: requests that wait when every engine is full; one more gets 503 and Retry-After.
+    port 0 takes a free one. max_queued: requests that wait when every engine is full; one more gets 503, Retry-After.
     """
 
     host: str = "127.0.0.1"
@@ -74,7 +83,7 @@ class Students:
     """Students that answer. Use as a context manager, or call `stop`.
 
     handle: the Serve DeploymentHandle (`generate_all(students.handle, ...)`). url: of the endpoint, None without one.
-    ready: what the first replica said of itself: start_s, alive (largest change of a log-probability by adapter), names, pid.
+    ready: what a replica said of itself: start_s, alive (largest change of a log-probability by adapter), names, pid.
     """
 
     def __init__(self, app_name: str, handle: Any, ready: dict[str, Any], in_flight: int):
@@ -107,7 +116,9 @@ class Students:
     def __enter__(self) -> Students:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 
@@ -115,19 +126,20 @@ def start_engine(
     students: StudentSet,
     *,
     http: HttpOptions | None = None,
-    resources: Resources = Resources(),  # noqa: B008 (frozen)
+    resources: Resources = Resources(),
     app_name: str | None = None,
 ) -> Students:
     """Start (or, with the same students and resources, find again) the engine; with `http`, open the endpoint too.
 
-    Ray must be initialised. Raises ValueError, naming field and remedy, for a missing key, a bad base, an adapter that does not fit or
-    changes nothing, a template that renders otherwise than at training; RuntimeError when the engine cannot start.
+    Ray must be initialised. Raises ValueError, naming field and remedy, for a missing key, a bad base, an adapter that
+    does not fit or changes nothing, a template that renders otherwise than at training; RuntimeError when the engine
+    cannot start.
     """
     import ray
     from ray import serve
 
     if not ray.is_initialized():
-        raise RuntimeError("ray is not initialised: call ray.init() first (start_engine joins the caller's cluster, it starts none)")
+        raise RuntimeError("ray is not initialised: call ray.init() first; start_engine joins the caller's cluster")
     key = http.read_key() if http else ""  # before anything is started
     name = app_name or f"students-{students.digest}"
     serve.start(proxy_location="Disabled")  # no effect where Serve already runs
@@ -178,7 +190,7 @@ class HandleBackend:
         application = status.applications.get(self._handle.app_name)
         return application is not None and application.status == "RUNNING"
 
-    async def answer(self, path: str, body: Json) -> AsyncIterator[Any]:
+    async def answer(self, path: str, body: Json) -> AsyncGenerator[Any, None]:
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError
 

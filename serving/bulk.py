@@ -14,8 +14,8 @@ RESTART_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One reply asked of one student. `id` is the caller's; temperature 0 is greedy; the same seed gives the same sample."""
+class StudentRequest:
+    """One reply asked of one student. `id` is the caller's; temperature 0 is greedy; stop strings end a reply."""
 
     id: str
     student: str
@@ -29,7 +29,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """finish_reason: "stop" (end of sequence or a stop string) or "length". token_ids holds the end token, text does not."""
+    """finish_reason: "stop" (end token or stop string) or "length". token_ids holds the end token, text does not."""
 
     id: str
     text: str
@@ -40,8 +40,8 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A request that the engine cannot answer (too long, unknown student), with the reason; the others of its chunk are answered."""
+class Unanswered:
+    """A request that the engine cannot answer (too long, unknown student), with the reason."""
 
     id: str
     reason: str
@@ -53,25 +53,25 @@ class EngineLost(RuntimeError):
 
 def generate_all(
     handle: Any,
-    requests: Iterable[Request],
+    requests: Iterable[StudentRequest],
     *,
     in_flight: int,
     chunk: int = 16,
     max_losses: int = 3,
     timeout_s: float = 3600.0,
-) -> Iterator[Completion | Refusal]:
-    """Yield one Completion or Refusal for each request, in the order in which they finish.
+) -> Iterator[Completion | Unanswered]:
+    """Yield one Completion or Unanswered for each request, in the order in which they finish.
 
-    `in_flight` requests at least (2 x max_num_seqs x replicas keeps every engine full) travel in chunks of `chunk`; a chunk comes back
-    whole or not at all, so nothing is lost or doubled. `requests` is read lazily, so any number fits in memory.
-    Raises EngineLost when one chunk has seen `max_losses` + 1 replicas die, TimeoutError when a chunk takes longer than `timeout_s`.
+    `in_flight` requests at least (2 x max_num_seqs x replicas keeps every engine full) travel in chunks of `chunk`;
+    a chunk comes back whole or not at all, so nothing is lost or doubled. `requests` is read lazily: any number fits.
+    Raises EngineLost when one chunk has seen `max_losses` + 1 replicas die, TimeoutError when one takes `timeout_s`.
     """
     workers = -(-in_flight // chunk)
     source = iter(requests)
     chunks = iter(lambda: list(islice(source, chunk)), [])
     pool = ThreadPoolExecutor(workers, thread_name_prefix="generate")
     try:
-        pending: set[Future[list[Completion | Refusal]]] = set()
+        pending: set[Future[list[Completion | Unanswered]]] = set()
         while True:
             for requests_of_chunk in islice(chunks, workers - len(pending)):
                 pending.add(pool.submit(_answer, handle, requests_of_chunk, max_losses, timeout_s))
@@ -84,7 +84,9 @@ def generate_all(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(handle: Any, chunk: list[Request], max_losses: int, timeout_s: float) -> list[Completion | Refusal]:
+def _answer(
+    handle: Any, chunk: list[StudentRequest], max_losses: int, timeout_s: float
+) -> list[Completion | Unanswered]:
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError
 
@@ -92,7 +94,8 @@ def _answer(handle: Any, chunk: list[Request], max_losses: int, timeout_s: float
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            answers: list[Completion | Refusal] = handle.generate.remote(chunk).result(timeout_s=deadline - time.monotonic())
+            left_s = deadline - time.monotonic()
+            answers: list[Completion | Unanswered] = handle.generate.remote(chunk).result(timeout_s=left_s)
             return answers
         except BackPressureError:  # the endpoint's users fill the queue: wait our turn
             time.sleep(BACKPRESSURE_WAIT_S)
@@ -100,5 +103,6 @@ def _answer(handle: Any, chunk: list[Request], max_losses: int, timeout_s: float
             losses += 1
             if losses > max_losses:
                 ids = ", ".join(request.id for request in chunk[:5])
-                raise EngineLost(f"{losses} replicas died while they answered requests {ids}, …: see the engine's log") from error
+                text = f"{losses} replicas died while they answered requests {ids}, …: see the engine's log"
+                raise EngineLost(text) from error
             time.sleep(RESTART_WAIT_S)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.adapters import Adapter, check_base, max_rank, read_adapter, write_zero_adapter
-from serving.bulk import Completion, Refusal, Request
+from serving.bulk import Completion, StudentRequest, Unanswered
 from serving.students import PROBES, StudentSet, probe_ids, renderer, rendering_sha256
 
 ENGINE_DIED = 70  # exit status of a replica whose engine process died: Serve starts a new one at once
@@ -28,7 +28,7 @@ log = logging.getLogger("ray.serve")
 
 
 class StudentEngine:
-    """The deployment's class. What a user can mend (a bad adapter, another template) does not kill the replica: `ready` raises it."""
+    """The deployment's class. What a user can mend (a bad adapter, another template) is raised by `ready`."""
 
     async def __init__(self, students: StudentSet, cpu_threads: int | None = None) -> None:
         started = time.monotonic()
@@ -38,13 +38,15 @@ class StudentEngine:
         self.alive: dict[str, float] = {}
         try:
             await self._start()
-        except ValueError as error:  # told by `ready`; raising here would make Serve try three times and bury the message
+        except ValueError as error:
+            # Told by `ready`: raised here, Serve would try three times and bury the message.
             self.refusal = str(error)
         self.start_s = time.monotonic() - started
 
     async def _start(self) -> None:
-        check_base(Path(self.students.base))
-        adapters = [read_adapter(name, Path(path), Path(self.students.base)) for name, path in self.students.adapters.items()]
+        base = Path(self.students.base)
+        check_base(base)
+        adapters = [read_adapter(name, Path(path), base) for name, path in self.students.adapters.items()]
         self.engine = _start_engine(self.students, adapters)
         self.loras = await _load_adapters(self.engine, self.students, adapters)
         self.chat, self.completion = _openai_serving(self.engine, self.students, self.loras)
@@ -52,7 +54,10 @@ class StudentEngine:
         await self._prove_alive()
 
     async def ready(self) -> dict[str, Any]:
-        """What started: {"start_s", "alive": largest change of a log-probability by adapter, "names"}. Raises ValueError if refused."""
+        """What started: start_s, alive (largest change of a log-probability by adapter), names, pid.
+
+        Raises ValueError when the students were refused.
+        """
         self._check_ready()
         return {"start_s": self.start_s, "alive": self.alive, "names": self.students.names, "pid": os.getpid()}
 
@@ -69,26 +74,28 @@ class StudentEngine:
         if self.refusal is not None:
             raise ValueError(self.refusal)
 
-    # ---- bulk ------------------------------------------------------------------------------------------------------------------
+    # ---- bulk generation
 
-    async def generate(self, requests: list[Request]) -> list[Completion | Refusal]:
-        """Answer a chunk of requests, in their order; one that cannot be answered becomes a Refusal."""
+    async def generate(self, requests: list[StudentRequest]) -> list[Completion | Unanswered]:
+        """Answer a chunk of requests, in their order; one that cannot be answered becomes Unanswered."""
         self._check_ready()
         return list(await asyncio.gather(*(self._generate(request) for request in requests)))
 
-    async def _generate(self, request: Request) -> Completion | Refusal:
+    async def _generate(self, request: StudentRequest) -> Completion | Unanswered:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             self.students.check_name(request.student)
             _check_length(request, self.students.max_model_len)
             return await self._final(request)
-        except EngineDeadError:  # nothing in this process can heal that: let Serve replace it, callers ask again
+        except EngineDeadError:
+            # Nothing in this process heals that: Serve replaces the replica, callers ask again.
             os._exit(ENGINE_DIED)
-        except ValueError as error:  # this request only
-            return Refusal(request.id, str(error))
+        except (ValueError, VLLMClientError) as error:  # this request's own fault, and only its
+            return Unanswered(request.id, str(error))
 
-    async def _final(self, request: Request) -> Completion:
+    async def _final(self, request: StudentRequest) -> Completion:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -105,22 +112,23 @@ class StudentEngine:
         answer = output.outputs[0]
         if answer.finish_reason not in ("stop", "length"):
             raise ValueError(f"the engine ended with finish_reason = {answer.finish_reason!r}")
-        token_ids = list(answer.token_ids)
-        return Completion(request.id, answer.text, token_ids, answer.finish_reason, len(request.prompt_ids), len(token_ids))
+        ids = list(answer.token_ids)
+        return Completion(request.id, answer.text, ids, answer.finish_reason, len(request.prompt_ids), len(ids))
 
     async def _last(self, prompt: Any, sampling: Any, student: str) -> Any:
-        output = None
-        async for output in self.engine.generate(prompt, sampling, uuid.uuid4().hex, lora_request=self.loras.get(student)):
-            pass
-        assert output is not None
-        return output
+        lora = self.loras.get(student)
+        outputs = [
+            output async for output in self.engine.generate(prompt, sampling, uuid.uuid4().hex, lora_request=lora)
+        ]
+        return outputs[-1]
 
-    # ---- endpoint --------------------------------------------------------------------------------------------------------------
+    # ---- the endpoint
 
     async def http(self, path: str, body: dict[str, Any]) -> AsyncIterator[int | dict[str, Any] | str]:
-        """Answer one OpenAI request with vLLM's own serving classes: first the status, then one JSON object or the event lines.
+        """Answer one OpenAI request with vLLM's own serving classes.
 
-        An error inside a stream is its last event: vLLM's closing "[DONE]" is left out after it.
+        Yields the status, then one JSON object or server-sent events. An error inside a stream is its last event:
+        vLLM's closing "[DONE]" after it is left out.
         """
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
@@ -155,10 +163,11 @@ class StudentEngine:
         except ValidationError as error:
             places = (f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
             return create_error_response("; ".join(places))
-        except Exception as error:  # vLLM's handlers turn exceptions of many kinds into OpenAI errors; the same function does it here
+        except Exception as error:  # noqa: BLE001
+            # As in vLLM's own server, where one function turns exceptions of every kind into OpenAI errors.
             return create_error_response(error)
 
-    # ---- proofs before traffic -------------------------------------------------------------------------------------------------
+    # ---- proofs before traffic
 
     async def _prove_rendering(self) -> None:
         """The endpoint renders the probes to the same token ids as `students.renderer`, and as training did."""
@@ -173,16 +182,15 @@ class StudentEngine:
             _, inputs = await self.chat.online_renderer.render_chat(request)
             served = list(inputs[0]["prompt_token_ids"])
             if served != expected:
-                raise ValueError(f"chat_template: vLLM renders {dict(probe[-1])} to {served}, the tokenizer to {expected}")
+                text = f"vLLM renders {dict(probe[-1])} to {served}, the tokenizer to {expected}"
+                raise ValueError(f"chat_template: {text}")
         found = rendering_sha256(render)
         if self.students.rendering_sha256 not in (None, found):
-            raise ValueError(
-                f"rendering_sha256 = {self.students.rendering_sha256}: with this base's tokenizer and chat_template it is {found}; "
-                "serve the template and tokenizer that the student was trained with"
-            )
+            text = f"rendering_sha256 = {self.students.rendering_sha256}: here it is {found}"
+            raise ValueError(f"{text}; serve the tokenizer and chat_template that the student was trained with")
 
     async def _prove_alive(self) -> None:
-        """Every adapter changes the greedy log-probabilities of the probes. Raises ValueError naming one that does not."""
+        """Every adapter changes the log-probabilities of the probes' replies. Raises ValueError naming a dead one."""
         render = renderer(self.students.base, self.students.chat_template)
         prompts = [ids for ids in (probe_ids(render, probe) for probe in PROBES) if ids is not None]
         base = [await self._logprobs(prompt, self.students.base_name) for prompt in prompts]
@@ -190,7 +198,7 @@ class StudentEngine:
             tuned = [await self._logprobs(prompt, name) for prompt in prompts]
             self.alive[name] = max(_difference(a, b) for a, b in zip(base, tuned, strict=True))
             if self.alive[name] <= ALIVE_TOLERANCE:
-                raise ValueError(f"adapter {name!r} changes nothing: on {len(prompts)} prompts its log-probabilities are the base's")
+                raise ValueError(f"adapter {name!r} changes nothing: its log-probabilities are those of the base")
 
     async def _logprobs(self, prompt_ids: list[int], student: str) -> list[tuple[int, float]]:
         """Greedy (token, log-probability) pairs, one request at a time so that base and adapter run the same shapes."""
@@ -201,7 +209,7 @@ class StudentEngine:
         return [(token, step[token].logprob) for token, step in zip(answer.token_ids, answer.logprobs, strict=True)]
 
 
-def _check_length(request: Request, max_model_len: int) -> None:
+def _check_length(request: StudentRequest, max_model_len: int) -> None:
     length = len(request.prompt_ids) + request.max_tokens
     if not request.prompt_ids or request.max_tokens < 1 or length > max_model_len:
         raise ValueError(
@@ -246,10 +254,10 @@ def engine_options(students: StudentSet, adapters: list[Adapter]) -> dict[str, A
 def set_environment(cpu_threads: int | None = None) -> None:
     """vLLM's settings for this process and its children; call it before vllm is imported.
 
-    On a CPU the engine's process computes itself (no worker process beside it: one import less to wait for), on `cpu_threads` threads.
+    On a CPU the engine's process itself computes, on `cpu_threads` threads: a worker process costs seconds of imports.
     """
     os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # says "no worker process" to the CPU platform; AsyncLLM's engine stays a process
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the CPU platform reads it as "no worker process"
         "OMP_NUM_THREADS": str(cpu_threads or len(os.sched_getaffinity(0))),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -1,7 +1,7 @@
-"""The door of the endpoint: who may come in, by which path, with how much, and what every first reply says about itself.
+"""The door of the endpoint: who comes in, by which path, with how much, and what a first reply says about itself.
 
-A plain ASGI application over a `Backend`; it knows neither Ray nor vLLM. Checks on what people and students say to each other belong
-between `_checked` and the backend.
+A plain ASGI application over a `Backend`; it knows neither Ray nor vLLM. Checks on what people and students say to
+each other belong between `_checked` and the backend.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -47,13 +48,13 @@ class Backend(Protocol):
 
     async def healthy(self) -> bool: ...
 
-    def answer(self, path: str, body: Json) -> AsyncIterator[Any]:
+    def answer(self, path: str, body: Json) -> AsyncGenerator[Any, None]:
         """First the status (int), then one JSON object or, for a stream, server-sent events (str)."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_new_tokens also is the default of a request that names none. body_wait_s: the whole body must arrive within it."""
+    """max_new_tokens: also what a request gets that names none. body_wait_s: for the whole body to arrive."""
 
     max_body_bytes: int = 1 << 20
     max_n: int = 4
@@ -103,7 +104,8 @@ class Gateway:
         """Key first, then path, then method and length: nothing of the body has been read yet."""
         headers = dict(scope["headers"])
         if not hmac.compare_digest(headers.get(b"authorization", b""), self._credential):
-            raise Refused(401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'", {"www-authenticate": "Bearer"})
+            text = "missing or wrong API key: send it as 'Authorization: Bearer KEY'"
+            raise Refused(401, text, {"www-authenticate": "Bearer", "connection": "close"})
         method = METHODS.get(scope["path"])
         if method is None:
             raise Refused(404, f"there is no {scope['path']} here, only {', '.join(METHODS)}")
@@ -118,22 +120,24 @@ class Gateway:
             healthy = await self._backend.healthy()
             await _send_json(send, 200 if healthy else 503, {"status": "ok" if healthy else "unavailable"})
         elif path == "/v1/models":
-            cards = [{"id": n, "object": "model", "created": self._started_s, "owned_by": "empathy"} for n in self._backend.names]
+            card = {"object": "model", "created": self._started_s, "owned_by": "empathy"}
+            cards = [{"id": name} | card for name in self._backend.names]
             await _send_json(send, 200, {"object": "list", "data": cards})
         else:
             body = self._checked(path, await self._read(receive))
             await _until_disconnect(self._answer(path, body, send), receive)
 
-    # ---- the request -----------------------------------------------------------------------------------------------------------
+    # ---- the request
 
     def _too_large(self) -> Refused:
-        return Refused(413, f"the body may hold at most {self._limits.max_body_bytes} bytes")
+        return Refused(413, f"the body may hold at most {self._limits.max_body_bytes} bytes", {"connection": "close"})
 
     async def _read(self, receive: Receive) -> Json:
         try:
             data = await asyncio.wait_for(self._read_bytes(receive), self._limits.body_wait_s)
         except TimeoutError:
-            raise Refused(408, f"the body did not arrive within {self._limits.body_wait_s:g} s", {"connection": "close"}) from None
+            text = f"the body did not arrive within {self._limits.body_wait_s:g} s"
+            raise Refused(408, text, {"connection": "close"}) from None
         try:
             body = json.loads(data)
         except (ValueError, RecursionError):
@@ -158,9 +162,11 @@ class Gateway:
         """The body that goes on to the engine: known fields only, every bound kept. Raises Refused(400 or 404)."""
         unknown = sorted(set(body) - FIELDS[path])
         if unknown:
-            raise Refused(400, f"{', '.join(unknown)}: not taken here; the fields are {', '.join(sorted(FIELDS[path]))}")
+            known = ", ".join(sorted(FIELDS[path]))
+            raise Refused(400, f"{', '.join(unknown)}: not taken here; the fields are {known}")
         if body.get("model") not in self._backend.names:
-            raise Refused(404, f"model = {body.get('model')!r} is not served; choose one of {', '.join(self._backend.names)}")
+            names = ", ".join(self._backend.names)
+            raise Refused(404, f"model = {body.get('model')!r} is not served; choose one of {names}")
         replies = _prompts(path, body) * _whole(body, "n", 1)
         if replies > self._limits.max_n:
             raise Refused(400, f"n x prompts = {replies}: at most {self._limits.max_n} replies a request")
@@ -173,11 +179,14 @@ class Gateway:
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or self._limits.max_new_tokens
         return body | {"max_tokens": limit}
 
-    # ---- the answer ------------------------------------------------------------------------------------------------------------
+    # ---- the answer
 
     async def _answer(self, path: str, body: Json, send: Send) -> None:
-        """Pass the backend's answer on. Before the first byte an error is a status; after it, an error event and no [DONE]."""
-        answer = self._backend.answer(path, body)
+        """Pass the answer on. An error before the first byte is a status; after it, an event, and no [DONE] follows."""
+        async with aclosing(self._backend.answer(path, body)) as answer:
+            await self._pass_on(path, body, answer, send)
+
+    async def _pass_on(self, path: str, body: Json, answer: AsyncGenerator[Any, None], send: Send) -> None:
         headers = self._disclosure_header if _is_first_reply(path, body) else {}
         try:
             status = await anext(answer)

@@ -1,4 +1,4 @@
-"""What an engine serves: one base and the adapters (students) that live on it, as local folders, with the chat template they share.
+"""What an engine serves: one base and its students (adapters), local folders, with the chat template they share.
 
 Imports nothing heavy: planning and the gateway read this file too.
 """
@@ -21,9 +21,9 @@ class StudentSet:
     """One base and its students. A fully fine-tuned student is a base of its own, with no adapters.
 
     base: folder with config, tokenizer and safetensors. base_name: the model name under which the base itself answers.
-    adapters: student name -> LoRA folder. chat_template: the Jinja text that training used; rendering at serving uses this text only.
-    kv_cache_gib: None leaves it to vLLM (a share of the GPU's memory; 4 GiB or so on a CPU). max_loras: distinct adapters in one
-    batch, None = all of them. device: None = the device of the vLLM that is installed.
+    adapters: student name -> LoRA folder. chat_template: the Jinja text that training used; no other one is used here.
+    kv_cache_gib: None leaves it to vLLM. max_loras: distinct adapters in one batch, None = all of them.
+    device: None = the device of the vLLM that is installed.
     rendering_sha256: what `rendering_sha256()` said at training; an engine that renders otherwise refuses to serve.
     """
 
@@ -42,7 +42,9 @@ class StudentSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapters", dict(sorted(self.adapters.items())))
         if self.base_name in self.adapters:
-            raise ValueError(f"adapters: {self.base_name!r} is the base's own name (base_name); give the adapter another one")
+            raise ValueError(
+                f"adapters: {self.base_name!r} is base_name, the base's own; give the adapter another name"
+            )
         if not self.chat_template.strip():
             raise ValueError("chat_template is empty: give the template text that the students were trained with")
         for name in ("max_model_len", "max_num_seqs"):
@@ -79,7 +81,10 @@ PROBES: tuple[tuple[Message, ...], ...] = tuple(
 
 
 def renderer(base: str | Path, chat_template: str) -> Callable[[Sequence[Message]], list[int]]:
-    """A function: messages -> prompt token ids, generation prompt included; bulk generation and the endpoint's proof both use it."""
+    """A function from messages to prompt token ids, generation prompt included: for bulk generation.
+
+    The engine proves at its start that the endpoint renders to the same ids.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
@@ -98,7 +103,7 @@ def renderer(base: str | Path, chat_template: str) -> Callable[[Sequence[Message
 
 
 def rendering_sha256(render: Callable[[Sequence[Message]], list[int]]) -> str:
-    """Hash of the token ids of fixed conversations: equal hashes at training and at serving mean equal templates and tokenizers.
+    """Hash of the token ids of fixed conversations; equal at training and serving: the same template and tokenizer.
 
     A template that refuses a probe (no system role, say) counts as that refusal.
     """

@@ -1,4 +1,4 @@
-"""A real student small enough for a laptop's tests: 0.9M parameters, a byte-level BPE tokenizer of 1,024 tokens, LoRA adapters."""
+"""A real student small enough for a laptop's tests: 0.8M parameters, a BPE tokenizer of 1,024 tokens, LoRA adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def tiny_student(path: Path, seed: int = 0) -> Path:
-    """Write a random Llama (hidden 128, 4 layers, 4 heads, 2 KV heads, float32) and its tokenizer into `path`; returns `path`."""
+    """Write a random Llama (hidden 128, 4 layers, 4 heads, 2 KV heads, float32) and its tokenizer into `path`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -47,14 +47,16 @@ def tiny_student(path: Path, seed: int = 0) -> Path:
 
 
 def tiny_adapter(base: Path, path: Path, seed: int, rank: int = 8) -> Path:
-    """Write a LoRA adapter of `base` with random A and B (so it changes the replies) into `path`; returns `path`."""
+    """Write a LoRA adapter of `base` with random A and B (so it changes the replies) into `path`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=TARGETS, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     get_peft_model(model, lora).save_pretrained(path)
     return path
 

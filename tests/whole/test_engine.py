@@ -1,0 +1,300 @@
+"""Bulk generation on a real engine: vLLM under Ray Serve with two adapters, against transformers, over killed processes."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from serving.adapters import read_adapter, weights_sha256
+from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
+from serving.students import PROBES, renderer, rendering_sha256
+from tests.tiny import TEMPLATE, tiny_adapter, tiny_student
+
+TEXTS = [
+    "I lost my job today.",
+    "My sister had a baby!",
+    "Nobody came to my party.",
+    "The exam is tomorrow and I am afraid.",
+]
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> StudentSet:
+    root = tmp_path_factory.mktemp("students")
+    base = tiny_student(root / "base")
+    adapters = {name: str(tiny_adapter(base, root / name, seed)) for name, seed in (("kind", 1), ("wise", 2))}
+    return StudentSet(
+        str(base), TEMPLATE, adapters, dtype="float32", max_model_len=128, max_num_seqs=8, kv_cache_gib=0.25
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(cluster: None, students: StudentSet) -> Iterator[Students]:
+    with start_engine(students) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def requests(students: StudentSet) -> list[StudentRequest]:
+    """Every text for every student, neighbours from different students, so that they share batches."""
+    render = renderer(students.base, students.chat_template)
+    prompts = [render([{"role": "user", "content": text}]) for text in TEXTS]
+    return [
+        StudentRequest(f"{name}/{i}", name, prompt, max_tokens=24)
+        for i, prompt in enumerate(prompts)
+        for name in students.names
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(students: StudentSet, requests: list[StudentRequest]) -> dict[str, list[int]]:
+    """transformers' greedy reply to each request, by its id."""
+    base = AutoModelForCausalLM.from_pretrained(students.base, dtype=torch.float32)
+    replies = {}
+    for name in students.names:
+        model = PeftModel.from_pretrained(base, students.adapters[name]) if name in students.adapters else base
+        for request in requests:
+            if request.student == name:
+                prompt = torch.tensor([request.prompt_ids])
+                replies[request.id] = model.generate(prompt, max_new_tokens=24, do_sample=False)[
+                    0, prompt.shape[1] :
+                ].tolist()
+        if isinstance(model, PeftModel):
+            base = model.unload()
+    return replies
+
+
+@pytest.mark.slow
+def test_a_batch_of_base_and_adapters_equals_transformers_token_for_token(
+    engine: Students, requests: list[StudentRequest], expected: dict[str, list[int]]
+) -> None:
+    answers = {answer.id: answer for answer in engine.generate(requests, chunk=len(requests))}  # one chunk: one batch
+    assert {key: answer.token_ids for key, answer in answers.items()} == expected
+    for request in requests:
+        answer = answers[request.id]
+        assert (answer.prompt_tokens, answer.completion_tokens) == (len(request.prompt_ids), len(expected[request.id]))
+    assert len({tuple(expected[f"{name}/0"]) for name in ("base", "kind", "wise")}) == 3  # else this would prove little
+
+
+def test_every_adapter_was_seen_to_change_the_replies(engine: Students) -> None:
+    assert set(engine.ready["alive"]) == {"kind", "wise"}
+    assert all(change > 1e-3 for change in engine.ready["alive"].values())
+
+
+def test_ten_times_what_fits_comes_back_once_each_from_a_lazy_source(
+    engine: Students, requests: list[StudentRequest], expected: dict[str, list[int]]
+) -> None:
+    read = 0
+
+    def source() -> Iterator[StudentRequest]:
+        nonlocal read
+        for i in range(160):
+            read += 1
+            yield replace(requests[i % 12], id=f"{i}")
+
+    answers = engine.generate(source(), chunk=4)
+    first = next(answers)
+    assert read < 160  # nothing is read far ahead of the engine
+    everything = [first, *answers]
+    assert sorted(int(answer.id) for answer in everything) == list(range(160))
+    assert all(answer.token_ids == expected[requests[int(answer.id) % 12].id] for answer in everything)
+
+
+def test_a_seed_repeats_a_sample_and_another_seed_does_not(engine: Students, requests: list[StudentRequest]) -> None:
+    sampled = replace(requests[1], temperature=1.0)
+    wanted = [replace(sampled, id="a", seed=7), replace(sampled, id="b", seed=7), replace(sampled, id="c", seed=8)]
+    texts = {answer.id: answer.text for answer in engine.generate(wanted)}
+    assert texts["a"] == texts["b"] != texts["c"]
+
+
+def test_a_stop_string_ends_a_reply_before_it(engine: Students, requests: list[StudentRequest]) -> None:
+    (whole,) = engine.generate([requests[0]])
+    stop = whole.text[8:10]
+    (stopped,) = engine.generate([replace(requests[0], stop=(stop,))])
+    assert (stopped.text, stopped.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
+    assert whole.finish_reason == "length"
+
+
+def test_a_request_that_cannot_be_answered_costs_only_itself(engine: Students, requests: list[StudentRequest]) -> None:
+    bad = [
+        replace(requests[0], id="long", prompt_ids=[7] * 120),
+        replace(requests[0], id="nobody", student="nobody"),
+        replace(requests[0], id="empty", prompt_ids=[]),
+        replace(requests[0], id="vocabulary", prompt_ids=[10**6]),
+    ]
+    answers = {answer.id: answer for answer in engine.generate([*bad, requests[0]], chunk=5)}
+    assert isinstance(answers.pop(requests[0].id), Completion)
+    assert all(isinstance(answer, Unanswered) for answer in answers.values())
+    assert "max_model_len = 128" in answers["long"].reason
+    assert "base, kind, wise" in answers["nobody"].reason
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children = sorted({int(child) for thread in threads for child in (thread / "children").read_text().split()})
+    return children + [grandchild for child in children for grandchild in _descendants(child)]
+
+
+def _engine_core(pid: int) -> int:
+    """The process id of the replica's EngineCore (it names itself so)."""
+    (core,) = [child for child in _descendants(pid) if "EngineCore" in Path(f"/proc/{child}/cmdline").read_text()]
+    return core
+
+
+def _ended(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def _wait_until_ended(pid: int, wait_s: float = 30) -> None:
+    deadline = time.monotonic() + wait_s
+    while not _ended(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["replica", "engine core"])
+def test_generation_goes_on_over_a_killed_engine_with_nothing_lost_or_doubled(
+    engine: Students, requests: list[StudentRequest], expected: dict[str, list[int]], victim: str
+) -> None:
+    pid = engine.handle.ready.remote().result()["pid"]
+    core = _engine_core(pid)
+    wanted = [replace(requests[i % 12], id=f"{i}") for i in range(400)]
+    answers = []
+    for answer in engine.generate(wanted, chunk=4):
+        answers.append(answer)
+        if len(answers) == 40:
+            os.kill(pid if victim == "replica" else core, signal.SIGKILL)
+    assert sorted(int(answer.id) for answer in answers) == list(range(400))
+    assert all(answer.token_ids == expected[requests[int(answer.id) % 12].id] for answer in answers)
+    assert engine.handle.ready.remote().result()["pid"] != pid
+    _wait_until_ended(pid)
+    _wait_until_ended(core)  # a dead replica leaves no engine behind that holds the memory
+
+
+@pytest.mark.slow
+def test_an_adapter_that_vllm_would_ignore_is_refused_by_name(
+    cluster: None, students: StudentSet, tmp_path: Path
+) -> None:
+    """Only a running engine shows it: keys, shapes and B are right, but lora_alpha = 0 makes the change nothing."""
+    dead = tiny_adapter(Path(students.base), tmp_path / "dead", seed=3)
+    config = json.loads((dead / "adapter_config.json").read_text())
+    (dead / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0}))
+    with pytest.raises(ValueError, match="adapter 'dead' changes nothing"):
+        start_engine(
+            replace(students, adapters={"dead": str(dead)}, rendering_sha256=None), resources=Resources(num_cpus=0)
+        )
+
+
+@pytest.mark.slow
+def test_a_student_whose_template_renders_otherwise_than_at_training_is_refused(
+    cluster: None, students: StudentSet
+) -> None:
+    trained = rendering_sha256(renderer(students.base, TEMPLATE))
+    served = replace(
+        students, adapters={}, chat_template=TEMPLATE.replace("|user|", "|human|"), rendering_sha256=trained
+    )
+    assert rendering_sha256(renderer(students.base, TEMPLATE)) == trained
+    with pytest.raises(ValueError, match="rendering_sha256"):
+        start_engine(served, resources=Resources(num_cpus=0))
+
+
+def test_without_ray_it_says_so(students: StudentSet) -> None:
+    if not ray.is_initialized():
+        with pytest.raises(RuntimeError, match=r"ray\.init"):
+            start_engine(students)
+
+
+# ---- adapters as files: nothing is started
+
+
+@pytest.fixture
+def copied(students: StudentSet, tmp_path: Path) -> Path:
+    return tiny_adapter(Path(students.base), tmp_path / "adapter", seed=4)
+
+
+def _rewrite(adapter: Path, change) -> None:  # type: ignore[no-untyped-def]
+    file = adapter / "adapter_model.safetensors"
+    save_file({change(key): tensor for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+def test_a_good_adapter_is_read(students: StudentSet, copied: Path) -> None:
+    adapter = read_adapter("good", copied, Path(students.base))
+    assert adapter.rank == 8
+    assert len(adapter.shapes) == 4 * 7  # layers x linear layers
+    assert adapter.shapes["model.layers.0.self_attn.k_proj"] == (128, 64)  # 2 KV heads of 32
+    (copied / "base.json").write_text(json.dumps({"weights_sha256": weights_sha256(Path(students.base))}))
+    assert read_adapter("good", copied, Path(students.base)) == adapter
+
+
+def test_an_adapter_with_other_keys_is_refused(students: StudentSet, copied: Path) -> None:
+    _rewrite(copied, lambda key: key.replace("model.layers", "model.decoder.layers"))
+    with pytest.raises(ValueError, match=r"adapter 'odd'.*fits no linear layer"):
+        read_adapter("odd", copied, Path(students.base))
+
+
+def test_an_adapter_of_another_base_is_refused(students: StudentSet, copied: Path) -> None:
+    (copied / "base.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match=r"adapter 'stray'.*trained on a base with weights 000000000000"):
+        read_adapter("stray", copied, Path(students.base))
+
+
+def test_an_adapter_whose_b_is_zero_is_refused(students: StudentSet, copied: Path) -> None:
+    file = copied / "adapter_model.safetensors"
+    zeroed = {key: tensor * (0 if "lora_B" in key else 1) for key, tensor in load_file(file).items()}
+    save_file(zeroed, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"adapter 'idle'.*every B is zero"):
+        read_adapter("idle", copied, Path(students.base))
+
+
+def test_half_an_adapter_is_refused(students: StudentSet, copied: Path) -> None:
+    file = copied / "adapter_model.safetensors"
+    lost = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+    save_file({key: tensor for key, tensor in load_file(file).items() if key != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"adapter 'half'.*not whole.*layers\.1\.mlp\.up_proj"):
+        read_adapter("half", copied, Path(students.base))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "training_args.PT", "optimizer.pkl"])
+def test_a_pickle_in_a_model_folder_is_refused(students: StudentSet, copied: Path, name: str) -> None:
+    (copied / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"adapter 'risky'.*{name}"):
+        read_adapter("risky", copied, Path(students.base))
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_without_an_adapter_is_refused(students: StudentSet, copied: Path, missing: str) -> None:
+    (copied / missing).unlink()
+    with pytest.raises(ValueError, match=rf"adapter 'gone'.*{missing}"):
+        read_adapter("gone", copied, Path(students.base))
+
+
+def test_the_probes_tell_templates_apart(students: StudentSet) -> None:
+    templates = [
+        TEMPLATE,
+        TEMPLATE.replace("{{ eos_token }}", ""),
+        TEMPLATE.replace("|user|", "|human|"),
+        TEMPLATE + " ",
+    ]
+    hashes = {rendering_sha256(renderer(students.base, template)) for template in templates}
+    assert len(hashes) == len(templates)
+    assert len(PROBES) == 4
