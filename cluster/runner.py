@@ -1,49 +1,21 @@
 """Makes what is missing, inputs first, and loads each model once.
 
-The work is cut into batches of one executor: everything that can run here and now in the driver, everything that asks a paid
-model, everything that trains or scores, everything that generates. A batch takes along every stage whose inputs are done or in
-the same batch, so one worker group trains a whole grid and one engine answers for all students of a base.
+The work is cut into batches of one executor: everything that this process can make, everything that asks a paid model, everything
+that trains or scores, everything that generates. A batch takes along every stage whose inputs are done or in the same batch, so one
+worker group trains a whole grid and one engine answers for all students of a base.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
+from cluster.executors import EXECUTORS, Context, Executor
 from cluster.lease import try_lease
-from cluster.profile import Profile
-from cluster.progress import Progress
-from cluster.steps import asking, generating, here, training
 from empathy.stages import Stage, missing
-from empathy.store import Store
 
-
-@dataclass(frozen=True)
-class Context:
-    """What every executor gets."""
-
-    store: Store
-    profile: Profile
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Executor:
-    """`takes` a stage or not; `run` makes a batch of stages, inputs first, each committed to the store."""
-
-    name: str
-    takes: Callable[[Stage], bool]
-    run: Callable[[Sequence[Stage], Context], None]
-
-
-EXECUTORS = (
-    Executor("in this process", here.takes, here.run),
-    Executor("asking", asking.takes, asking.run),
-    Executor("training and scoring", training.takes, training.run),
-    Executor("generating", generating.takes, generating.run),
-)
+POLL_S = 1.0
 
 
 def batch_of(executor: Executor, pending: Sequence[Stage]) -> list[Stage]:
@@ -66,19 +38,20 @@ def run(targets: Sequence[Stage], context: Context) -> int:
     store, made = context.store, 0
     context.progress.begin(len(missing(targets, store.done)))
     while pending := missing(targets, store.done):
-        worked = False
+        now = 0
         for executor in EXECUTORS:
-            if batch := batch_of(executor, pending):
-                made_now = _make(executor, batch, context)
-                made, worked = made + made_now, made_now > 0
+            batch = batch_of(executor, pending)
+            now = _make(executor, batch, context) if batch else 0
+            if now:
                 break
-        if not worked:
-            time.sleep(1.0)  # all that could be done is in other hands
+        made += now
+        if not now:
+            time.sleep(POLL_S)  # all that could be done is in other hands
     return made
 
 
 def _make(executor: Executor, batch: Sequence[Stage], context: Context) -> int:
-    """Make those of the batch that are free, under their leases."""
+    """Make those of the batch that nobody else is making, under their leases."""
     with ExitStack() as leases:
         free: list[Stage] = []
         taken: set[str] = set()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from empathy import dialogues, examples, replies, report
 from empathy.specs import Recorded, RepliesSpec
 from empathy.stages import Stage
 from empathy.store import Store, Writer
-
-if TYPE_CHECKING:
-    from cluster.runner import Context
 
 Make = Callable[[Stage, Store, Writer], None]
 
@@ -24,16 +20,12 @@ def _maker(stage: Stage) -> Make | None:
 
 
 def takes(stage: Stage) -> bool:
+    """Whether this is a stage for one process."""
     return _maker(stage) is not None
 
 
-def run(batch: Sequence[Stage], context: Context) -> None:
-    """Make the batch, one after another."""
-    for stage in batch:
-        make = _maker(stage)
-        assert make is not None, f"{stage!r} is not made here"
-        writer = context.store.writer(stage)
-        make(stage, context.store, writer)
-        if not context.store.done(stage):
-            writer.commit()
-        context.progress.finished(stage, context.store.get(stage).counts)
+def make(stage: Stage, store: Store) -> None:
+    """Make and commit one stage."""
+    maker = _maker(stage)
+    assert maker is not None, f"{stage!r} is not made here"
+    maker(stage, store, store.writer(stage))

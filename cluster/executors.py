@@ -1,0 +1,88 @@
+"""Who makes which stage, and how many at once. One line an executor; the order is the order in which work is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.profile import Profile
+from cluster.progress import Progress
+from cluster.steps import here
+from empathy import judges, replies
+from empathy.records import Reply, Verdict
+from empathy.specs import RepliesSpec, Student, Teacher, VerdictsSpec
+from empathy.stages import Stage
+from empathy.store import Store
+from serving.providers import Provider
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every executor gets."""
+
+    store: Store
+    profile: Profile
+    progress: Progress
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+
+
+Run = Callable[[Sequence[Stage], Context], None]
+
+
+@dataclass(frozen=True)
+class Executor:
+    """`takes` says whether a stage is its kind of work; `run` makes a batch, inputs first, each committed to the store."""
+
+    name: str
+    takes: Callable[[Stage], bool]
+    run: Run
+
+
+def _responder(stage: Stage) -> object:
+    return stage.spec.responder if isinstance(stage.spec, RepliesSpec) else None
+
+
+def _make_here(batch: Sequence[Stage], context: Context) -> None:
+    for stage in batch:
+        here.make(stage, context.store)
+        context.progress.finished(stage, context.store.get(stage).counts)
+
+
+def _ask(batch: Sequence[Stage], context: Context) -> None:
+    from cluster.steps.asking import ask
+
+    for stage in batch:
+        record, builder = (Verdict, judges.askings) if isinstance(stage.spec, VerdictsSpec) else (Reply, replies.askings)
+        ask(
+            stage,
+            context.store,
+            providers=context.providers,
+            workers=context.profile.ask.workers,
+            in_flight=context.profile.ask.in_flight,
+            record_cls=record,
+            builder=builder,
+            progress=context.progress.units,
+        )
+        context.progress.finished(stage, context.store.get(stage).counts)
+
+
+def _train(batch: Sequence[Stage], context: Context) -> None:
+    from cluster.steps.training import train
+
+    train(batch, context.store, context.profile.train, context.progress)
+
+
+def _generate(batch: Sequence[Stage], context: Context) -> None:
+    from cluster.steps.generating import generate
+
+    cache = Path(context.profile.cache).expanduser()
+    generate(batch, context.store, context.profile.engine, cache, context.progress.units)
+
+
+EXECUTORS = (
+    Executor("in this process", here.takes, _make_here),
+    Executor("asking", lambda s: isinstance(s.spec, VerdictsSpec) or isinstance(_responder(s), Teacher), _ask),
+    Executor("training and scoring", lambda s: s.kind in ("checkpoint", "logprobs"), _train),
+    Executor("generating", lambda s: isinstance(_responder(s), Student), _generate),
+)
