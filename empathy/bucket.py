@@ -29,7 +29,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from empathy.files import CHUNK_BYTES, Files, Names, environment
+from empathy.files import CHUNK_BYTES, Files, Names, environment, file_chunks, sha256_of
 
 T = TypeVar("T")
 Pages: TypeAlias = list[dict[str, Any]]
@@ -139,9 +139,13 @@ class BucketFiles(Files):
     def read(self, path: str) -> bytes:
         return self._call(path, lambda: self._get(path))
 
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         with ThreadPoolExecutor(SMALL_IN_FLIGHT) as pool:
-            return list(pool.map(self.read, paths))
+            return list(pool.map(self.read_or_none, paths))
+
+    def exist_many(self, paths: Sequence[str]) -> list[bool]:
+        with ThreadPoolExecutor(SMALL_IN_FLIGHT) as pool:
+            return list(pool.map(self.exists, paths))
 
     def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
         ranges = ((first, min(first + CHUNK_BYTES, size) - 1) for first in range(start, size, CHUNK_BYTES))
@@ -179,9 +183,11 @@ class BucketFiles(Files):
     def write(self, path: str, data: bytes) -> None:
         self._call(path, lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(path), Body=data))
 
-    def upload(self, path: str, source: Path) -> None:
+    def upload(self, path: str, source: Path) -> tuple[int, str]:
         """Multipart from 64 MiB on; a failed one is aborted, so that no parts stay behind."""
+        measured = sha256_of(file_chunks(source))
         self._call(path, lambda: self._client.upload_file(str(source), self._bucket, self._key(path), Config=TRANSFER))
+        return measured
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         for attempt in range(1, ATTEMPTS + 1):

@@ -42,9 +42,13 @@ class Files(ABC):
         except FileNotFoundError:  # absence is an answer here
             return None
 
-    def read_many(self, paths: Sequence[str]) -> list[bytes]:
-        """Many small files, in order."""
-        return [self.read(path) for path in paths]
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """`read_or_none` of many small files, in order."""
+        return [self.read_or_none(path) for path in paths]
+
+    def exist_many(self, paths: Sequence[str]) -> list[bool]:
+        """`exists` of many, in order."""
+        return [self.exists(path) for path in paths]
 
     @abstractmethod
     def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
@@ -59,8 +63,8 @@ class Files(ABC):
         """Write a file, replacing any before it."""
 
     @abstractmethod
-    def upload(self, path: str, source: Path) -> None:
-        """`write` of a file on disk that may be larger than memory."""
+    def upload(self, path: str, source: Path) -> tuple[int, str]:
+        """`write` of a file on disk that may be larger than memory. Its size in bytes and its sha256 in hex."""
 
     @abstractmethod
     def put_if_absent(self, path: str, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -48,10 +49,20 @@ class FolderFiles(Files):
             os.replace(temporary, self._root / path)
         _sync_folder((self._root / path).parent)
 
-    def upload(self, path: str, source: Path) -> None:
-        with self._temporary(path, file_chunks(source)) as temporary:
+    def upload(self, path: str, source: Path) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+
+        def read_once() -> Iterator[bytes]:
+            nonlocal size
+            for piece in file_chunks(source):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
+        with self._temporary(path, read_once()) as temporary:
             os.replace(temporary, self._root / path)
         _sync_folder((self._root / path).parent)
+        return size, digest.hexdigest()
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         target = self._root / path

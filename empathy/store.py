@@ -1,106 +1,43 @@
 """Artifacts on a folder or an S3-compatible bucket, through one implementation.
 
-An artifact is a folder `KIND/KEY/` of uniquely named files and an `artifact.json` that is written last, by one conditional
-put: it exists whole or not at all, and has one writer. Readers trust only what it lists.
+An artifact is a folder `KIND/KEY/` of uniquely named files and an `artifact.json` that is written last, by one
+conditional put: it exists whole or not at all, and has one writer. Readers trust only what it lists.
 
     KIND/KEY/artifact.json           the manifest: identity, files with size and sha256, rows, counts, writer
     KIND/KEY/parts/00007.json        part 7 is finished (the unit of resuming); names its file
     KIND/KEY/00007-NONCE.parquet     its rows
-    KIND/KEY/files/NAME-NONCE/...    other files (weights, figures)
+    KIND/KEY/files/NONCE/NAME        other files (weights, figures)
+    KIND/KEY/lease/000001.json       who may write, by epoch (`cluster.lease`)
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from empathy.columns import from_table, to_table
-from empathy.files import Files, open_files
-from empathy.stages import Stage
+from empathy.artifact import Artifact, CorruptError, File, inside, parse
+from empathy.columns import to_table
+from empathy.files import Files, open_files, sha256_of
+from empathy.specs import KINDS
+from empathy.stages import Stage, key_of
 
-R = TypeVar("R")
+__all__ = ["MANIFEST", "Artifact", "CorruptError", "FencedError", "File", "Store", "Writer", "newest_epoch"]
+
 MANIFEST = "artifact.json"
+MANIFESTS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
-class File:
-    """One file of an artifact: `path` under the artifact's folder, its size in bytes and sha256."""
-
-    path: str
-    size: int
-    sha256: str
-    rows: int | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        return {"path": self.path, "size": self.size, "sha256": self.sha256, "rows": self.rows, "counts": dict(self.counts)}
-
-
-class Artifact:
-    """A finished stage. `meta` is what its maker wanted to say (losses, proofs, versions); `counts` are drops by reason."""
-
-    def __init__(self, files: Files, folder: str, manifest: Mapping[str, Any]):
-        self._files, self.folder, self.manifest = files, folder, manifest
-        self.key: str = manifest["key"]
-        self.meta: Mapping[str, Any] = manifest["meta"]
-        self.parts = [File(**p) for p in manifest["parts"]]
-        self.files = {name: File(**f) for name, f in manifest["files"].items()}
-
-    @property
-    def rows(self) -> int:
-        return sum(p.rows or 0 for p in self.parts)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Sums over parts, by name."""
-        names = sorted({n for p in self.parts for n in p.counts})
-        return {n: sum(p.counts.get(n, 0) for p in self.parts) for n in names}
-
-    def _bytes(self, file: File) -> bytes:
-        data = self._files.read(f"{self.folder}/{file.path}")
-        if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
-            raise OSError(
-                f"{self._files.url}/{self.folder}/{file.path} is not what its manifest says (size {len(data)}, expected "
-                f"{file.size}): delete the folder {self.folder} and run again to make it anew"
-            )
-        return data
-
-    def table(self, part: int) -> pa.Table:
-        """The rows of one part, verified against the manifest."""
-        return pq.read_table(pa.BufferReader(self._bytes(self.parts[part])))
-
-    def read(self, cls: type[R], part: int | None = None) -> Iterator[R]:
-        """Records of all parts in order, or of one part; one part in memory at a time."""
-        for k in range(len(self.parts)) if part is None else [part]:
-            yield from from_table(self.table(k), cls)
-
-    def read_file(self, name: str) -> bytes:
-        """One named file, verified. Raises KeyError when the artifact has none of that name."""
-        return self._bytes(self.files[name])
-
-    def download(self, target: Path) -> Path:
-        """All named files under `target`, verified as they come; done once a key (a second call sees the mark)."""
-        mark = target / f".{self.key}"
-        if not mark.exists():
-            for name in self.files:
-                path = target / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-                temporary.write_bytes(self.read_file(name))
-                temporary.replace(path)
-            mark.touch()
-        return target
+class FencedError(RuntimeError):
+    """Another process has taken over the lease this one was writing under; what it made is not committed."""
 
 
 class Writer:
@@ -110,33 +47,52 @@ class Writer:
         self._files, self.identity, self.key, self.nonce, self.epoch = files, stage_identity, key, nonce, epoch
         self.folder = f"{stage_identity['kind']}/{key}"
         self._named: dict[str, File] = {}
+        self._parts: dict[int, File] = {}  # what is known of finished parts: it never changes
+
+    def finished_indices(self) -> set[int]:
+        """Numbers of the parts that are already there: one listing, whatever their number."""
+        return {int(PurePosixPath(p).stem) for p in self._files.list(f"{self.folder}/parts") if p.endswith(".json")}
 
     def finished_parts(self) -> dict[int, File]:
         """Parts that are already there, from this or an earlier, broken attempt."""
-        paths = self._files.list(f"{self.folder}/parts/")
-        return {int(Path(p).stem): File(**json.loads(self._files.read(p))) for p in paths if p.endswith(".json")}
+        indices = sorted(self.finished_indices())
+        unknown = [k for k in indices if k not in self._parts]
+        marks = self._files.read_many([self._mark(k) for k in unknown])
+        self._parts |= {k: File(**parse(self._mark(k), mark)) for k, mark in zip(unknown, marks, strict=True)}
+        return {k: self._parts[k] for k in indices}
 
-    def _put(self, path: str, data: bytes, **extra: Any) -> File:
-        self._files.write(f"{self.folder}/{path}", data)
-        return File(path, len(data), hashlib.sha256(data).hexdigest(), **extra)
+    def _mark(self, index: int) -> str:
+        return f"{self.folder}/parts/{index:05d}.json"
 
     def write_part(self, index: int, table: pa.Table, counts: Mapping[str, int] | None = None) -> bool:
         """Write part `index` and mark it finished. False when another attempt had finished it first (its rows stay)."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        file = self._put(
-            f"{index:05d}-{self.nonce}.parquet", sink.getvalue().to_pybytes(), rows=table.num_rows, counts=dict(counts or {})
-        )
-        return self._files.put_if_absent(f"{self.folder}/parts/{index:05d}.json", json.dumps(file.as_json()).encode())
+        # A name for this attempt alone: a second one must not touch what the first one's mark may already point at.
+        data, path = sink.getvalue().to_pybytes(), f"{index:05d}-{uuid.uuid4().hex[:12]}.parquet"
+        self._files.write(f"{self.folder}/{path}", data)
+        file = File(path, *sha256_of([data]), rows=table.num_rows, counts=dict(counts or {}))
+        first = self._files.put_if_absent(self._mark(index), json.dumps(file.as_json()).encode())
+        if first:
+            self._parts[index] = file
+        else:
+            self._files.delete(f"{self.folder}/{path}")
+        return first
 
-    def write_records(self, index: int, records: Iterable[Any], cls: type, counts: Mapping[str, int] | None = None) -> bool:
+    def write_records(
+        self, index: int, records: Iterable[Any], cls: type, counts: Mapping[str, int] | None = None
+    ) -> bool:
         """`write_part` of records of class `cls`."""
         return self.write_part(index, to_table(records, cls), counts)
 
     def add_file(self, name: str, source: Path | bytes) -> None:
-        """Add a file that readers know as `name` (a relative path)."""
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        self._named[name] = self._put(f"files/{self.nonce}/{name}", data)
+        """Add a file that readers know as `name` (a relative path). A Path is streamed: may be larger than memory."""
+        path = f"files/{self.nonce}/{inside(name)}"
+        if isinstance(source, bytes):
+            self._files.write(f"{self.folder}/{path}", source)
+            self._named[name] = File(path, *sha256_of([source]))
+        else:
+            self._named[name] = File(path, *self._files.upload(f"{self.folder}/{path}", source))
 
     def add_folder(self, folder: Path, prefix: str = "") -> None:
         """Add every file under `folder`."""
@@ -144,9 +100,10 @@ class Writer:
             self.add_file(prefix + path.relative_to(folder).as_posix(), path)
 
     def commit(self, meta: Mapping[str, Any] | None = None, made: Mapping[str, Any] | None = None) -> None:
-        """Write the manifest. Raises FileExistsError when another writer has committed this key first.
+        """Write the manifest. Raises FileExistsError when another writer has committed this key first, FencedError when
+        one has taken over our lease. Calling it again after an OSError is safe.
 
-        Parts must be 0..n-1 without a gap. `meta` is read by later stages; `made` is for people (host, commit, seconds).
+        Parts must be 0..n-1 without a gap. `meta` is for later stages, `made` for people (host, commit, seconds).
         """
         parts = self.finished_parts()
         assert sorted(parts) == list(range(len(parts))), f"{self.folder}: parts {sorted(parts)} have a gap"
@@ -156,18 +113,32 @@ class Writer:
             "parts": [parts[k].as_json() for k in sorted(parts)],
             "files": {name: f.as_json() for name, f in sorted(self._named.items())},
             "meta": dict(meta or {}),
-            "made": {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": socket.gethostname(), "pid": os.getpid()}
+            "made": {
+                "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+            }
             | dict(made or {}),
             "nonce": self.nonce,
             "epoch": self.epoch,
         }
-        data = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode()
-        if not self._files.put_if_absent(f"{self.folder}/{MANIFEST}", data):
+        data, path = (
+            json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode(),
+            f"{self.folder}/{MANIFEST}",
+        )
+        if 0 < self.epoch < (newest := newest_epoch(self._files, self.folder)):
+            raise FencedError(f"{self._files.url}/{self.folder}: epoch {newest} has taken over from our {self.epoch}")
+        if not self._files.put_if_absent(path, data) and parse(path, self._files.read(path))["nonce"] != self.nonce:
             raise FileExistsError(f"{self._files.url}/{self.folder}: finished by another writer while this one worked")
 
 
+def newest_epoch(files: Files, folder: str) -> int:
+    """The highest epoch of the leases on an artifact's folder; 0 when nobody ever held one."""
+    return max((int(PurePosixPath(p).stem) for p in files.list(f"{folder}/lease") if p.endswith(".json")), default=0)
+
+
 class Store:
-    """All artifacts under one root."""
+    """All artifacts under one root. Pickled, it is its `url` and `options`: what `Store.open(url, **options)` takes."""
 
     def __init__(self, files: Files):
         self.files = files
@@ -181,11 +152,24 @@ class Store:
     def url(self) -> str:
         return self.files.url
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """With `url`, all that another process needs to open this store (no credentials)."""
+        return dict(self.files.options)
+
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact, or None."""
+        """The finished artifact, or None. Raises CorruptError when its manifest is not the one that was written."""
         folder = f"{kind}/{key}"
         data = self.files.read_or_none(f"{folder}/{MANIFEST}")
-        return None if data is None else Artifact(self.files, folder, json.loads(data))
+        return None if data is None else self._artifact(folder, data)
+
+    def _artifact(self, folder: str, data: bytes) -> Artifact:
+        manifest = parse(f"{self.url}/{folder}/{MANIFEST}", data)
+        if f"{manifest['identity']['kind']}/{key_of(manifest['identity'])}" != folder:
+            raise CorruptError(
+                f"{self.url}/{folder}: its identity belongs to another key; delete this folder and run again"
+            )
+        return Artifact(self.files, folder, manifest)
 
     def get(self, stage: Stage) -> Artifact:
         """The artifact of a stage that must be finished. Raises FileNotFoundError when it is not."""
@@ -197,12 +181,28 @@ class Store:
     def done(self, stage: Stage) -> bool:
         return self.files.exists(f"{stage.kind}/{stage.key}/{MANIFEST}")
 
+    def finished(self, stages: Iterable[Stage]) -> set[str]:
+        """Keys of the stages that are done: `done` for thousands: one listing a kind, a look at what was begun."""
+        asked = {(stage.kind, stage.key) for stage in stages}
+        begun = {(kind, key) for kind in {kind for kind, _ in asked} for key in self.files.folders(kind)}
+        looked = sorted(asked & begun)
+        there = self.files.exist_many([f"{kind}/{key}/{MANIFEST}" for kind, key in looked])
+        return {key for (_, key), is_there in zip(looked, there, strict=True) if is_there}
+
     def writer(self, stage: Stage, epoch: int = 0) -> Writer:
         """A writer with a nonce of its own; `epoch` is the fencing number of the lease it writes under."""
         return Writer(self.files, stage.identity, stage.key, uuid.uuid4().hex[:12], epoch)
 
     def artifacts(self, kind: str | None = None) -> Iterator[Artifact]:
-        """All finished artifacts, of one kind or of all."""
-        for path in self.files.list(f"{kind}/" if kind else "", recursive=True):
-            if path.endswith(f"/{MANIFEST}") and path.count("/") == 2:
-                yield Artifact(self.files, path.rsplit("/", 1)[0], json.loads(self.files.read(path)))
+        """All finished artifacts, of one kind or of all, by kind and key."""
+        folders = [f"{k}/{key}" for k in ([kind] if kind else sorted(KINDS)) for key in self.files.folders(k)]
+        for first in range(0, len(folders), MANIFESTS_AT_ONCE):
+            some = folders[first : first + MANIFESTS_AT_ONCE]
+            manifests = self.files.read_many([f"{folder}/{MANIFEST}" for folder in some])
+            yield from (self._artifact(f, data) for f, data in zip(some, manifests, strict=True) if data is not None)
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove an artifact, whole or half: the manifest first, so that nobody believes what is left of it."""
+        self.files.delete(f"{kind}/{key}/{MANIFEST}")
+        for path in self.files.list(f"{kind}/{key}", recursive=True):
+            self.files.delete(path)

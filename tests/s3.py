@@ -1,7 +1,7 @@
 """A real S3 server for tests: Ceph's gateway over one disk in memory, on loopback, without root or containers.
 
-It needs Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common (`absent()` says which are missing). The daemons are
-children in the foreground that the kernel ends with us: a killed test run leaves nothing behind.
+It needs Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common (`absent()` says which are missing). The daemons
+are children in the foreground that the kernel ends with us: a killed test run leaves nothing behind.
 """
 
 from __future__ import annotations
