@@ -34,7 +34,11 @@ def random_tokenizer(corpus: list[str], vocab: int, positions: int) -> Any:
     )
     bpe.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=EOS, pad_token=PAD, model_max_length=positions, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=positions,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -76,14 +80,18 @@ def tokenizer_and_template(stage: Stage, bench: Bench) -> tuple[Any, str]:
         tokenizer = _found_tokenizer(stage, spec.base)
     template = spec.template or tokenizer.chat_template
     if not template:
-        raise ValueError(f"template: {stage.label or 'this base'} brings no chat template; give one, for instance template = \"plain\"")
+        raise ValueError(
+            f'template: {stage.label or "this base"} brings no chat template; give one, for instance template = "plain"'
+        )
     tokenizer.chat_template = template
     return tokenizer, template
 
 
 def _trained_tokenizer(stage: Stage, base: RandomBase, bench: Bench) -> Any:
     if "examples" not in stage.inputs:
-        raise ValueError('base = "random": its tokenizer is trained on its examples; give the stage an input `examples`')
+        raise ValueError(
+            'base = "random": its tokenizer is trained on its examples; give the stage an input `examples`'
+        )
     corpus = texts(bench.artifact(stage.inputs["examples"]).read(Demonstration))
     return bench.group.from_first(random_tokenizer(corpus, base.vocab, base.positions) if bench.group.first else None)
 

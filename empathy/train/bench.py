@@ -64,7 +64,9 @@ class Bench:
         if isinstance(base, HubBase):
             return pointed(stage, base)
         assert isinstance(base, RandomBase)
-        raise FileNotFoundError(f"{stage!r}: its artifact holds no model; delete the folder {self.artifact(stage).folder} and run again")
+        raise FileNotFoundError(
+            f"{stage!r}: its artifact holds no model; delete the folder {self.artifact(stage).folder} and run again"
+        )
 
     def tokenizer(self, checkpoint: Stage) -> Any:
         from transformers import AutoTokenizer
@@ -89,7 +91,9 @@ class Bench:
         from transformers import AutoModelForCausalLM
 
         name, revision = self.weights(stage)
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch_dtype(precision), trust_remote_code=False)
+        return AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=torch_dtype(precision), trust_remote_code=False
+        )
 
     def drop_base(self) -> None:
         """Forget the resident base (it was changed, or memory is needed)."""
@@ -106,13 +110,15 @@ class Bench:
 
 
 def pointed(stage: Stage, base: HubBase) -> tuple[str, str | None]:
-    """Where a base that is only pointed at is found now: its locator's `path`, or a hub."""
-    path = stage.locator.get("path")
-    if path is None:
-        return base.model, base.revision
-    if not (Path(path) / "config.json").is_file():
-        raise ValueError(f"model = {path!r}: there is no config.json; give the folder of a Hugging Face model, or its name on a hub")
-    return path, None
+    """Where a base that is only pointed at is found now: the folder that its locator's `path` names, or a hub."""
+    folder = Path(stage.locator.get("path", base.model)).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder), None
+    if base.digest is not None or folder.is_dir():
+        raise ValueError(
+            f"model = {str(folder)!r}: there is no config.json; give the folder of a Hugging Face model, or its name on a hub"
+        )
+    return base.model, base.revision
 
 
 def torch_dtype(precision: str) -> Any:

@@ -19,7 +19,9 @@ def stages(listed: Sequence[Stage], store: Store, placement: Placement) -> None:
             _stage(stage, placement)
             for name, needed in stage.inputs.items():
                 if needed.key not in known and not store.done(needed):
-                    raise FileNotFoundError(f"{stage!r}: its input {name} ({needed!r}) is neither finished in {store.url} nor earlier in the list")
+                    raise FileNotFoundError(
+                        f"{stage!r}: its input {name} ({needed!r}) is neither finished in {store.url} nor earlier in the list"
+                    )
         known.add(stage.key)
 
 
@@ -36,9 +38,13 @@ def _checkpoint(stage: Stage, spec: CheckpointSpec, placement: Placement) -> Non
     if spec.base is None and spec.objective is None:
         raise ValueError(f"{stage!r}: give a `base` (a model as it is found) or an `objective` (a training)")
     if spec.base and isinstance(spec.objective, Dpo):
-        raise ValueError(f"{stage!r}: a base is found, or raised with sft; make dpo a checkpoint of its own with input `base`")
+        raise ValueError(
+            f"{stage!r}: a base is found, or raised with sft; make dpo a checkpoint of its own with input `base`"
+        )
     if spec.base and spec.objective and not isinstance(spec.objective.tuning, Full):
-        raise ValueError(f'{stage!r}: a base is raised with tuning = "full"; an adapter on it is a checkpoint of its own')
+        raise ValueError(
+            f'{stage!r}: a base is raised with tuning = "full"; an adapter on it is a checkpoint of its own'
+        )
     if isinstance(spec.base, RandomBase) and spec.max_length_tokens > spec.base.positions:
         raise ValueError(
             f"{stage!r}: max_length_tokens = {spec.max_length_tokens} is more than the model's positions = {spec.base.positions}: lower the one "
@@ -60,18 +66,24 @@ def _dpo(stage: Stage, spec: CheckpointSpec, objective: Dpo) -> None:
             f"{stage!r}: its reference was scored by {reference.inputs['checkpoint']!r}, but it starts from {start!r}: score the examples with that"
         )
     if reference.inputs["examples"].key != stage.inputs["examples"].key:
-        raise ValueError(f"{stage!r}: its reference was scored over other examples than it trains on: score {stage.inputs['examples']!r}")
+        raise ValueError(
+            f"{stage!r}: its reference was scored over other examples than it trains on: score {stage.inputs['examples']!r}"
+        )
     assert isinstance(reference.spec, LogprobsSpec)
     if reference.spec.precision != spec.precision:
-        raise ValueError(f"{stage!r}: precision = {spec.precision!r}, its reference's {reference.spec.precision!r}: give both the same")
+        raise ValueError(
+            f"{stage!r}: precision = {spec.precision!r}, its reference's {reference.spec.precision!r}: give both the same"
+        )
     if "policy" in stage.inputs:
         policy = stage.inputs["policy"]
         assert isinstance(policy.spec, CheckpointSpec)
         if policy.inputs.get("base", policy).key != stage.inputs["base"].key:
             raise ValueError(f"{stage!r}: its policy {policy!r} stands on another base than {stage.inputs['base']!r}")
         if adapter_of(policy) != adapter_of(stage):
-            raise ValueError(f"{stage!r}: tuning = {objective.tuning!r}, its policy's {policy.spec.objective.tuning if policy.spec.objective else None!r}: "
-                             "dpo goes on with the policy's weights, so give both the same tuning")
+            raise ValueError(
+                f"{stage!r}: tuning = {objective.tuning!r}, its policy's {policy.spec.objective.tuning if policy.spec.objective else None!r}: "
+                "dpo goes on with the policy's weights, so give both the same tuning"
+            )
 
 
 def _examples(stage: Stage, objective: str) -> None:

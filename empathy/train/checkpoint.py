@@ -16,6 +16,7 @@ from empathy.stages import Stage
 from empathy.train import save, watch
 from empathy.train.base import tokenizer_and_template
 from empathy.train.bench import Bench, adapter_of, base_of, checkpoint_spec
+from empathy.train.group import tell_accelerate
 from empathy.train.placement import cut
 from empathy.train.progress import Progress
 from empathy.train.starts import load_policy_adapter, lora_config, starting_model
@@ -99,7 +100,9 @@ def _dpo_set(stage: Stage, bench: Bench, renderer: Renderer) -> Set:
         "rejected_ids": [list(rows[i][1].reply) for i in keep],
     }
     for side, which in (("chosen", 0), ("rejected", 1)):
-        columns[f"ref_{side}_logps"] = [_reference(reference, pairs[i].id, side, len(rows[i][which].reply)) for i in keep]
+        columns[f"ref_{side}_logps"] = [
+            _reference(reference, pairs[i].id, side, len(rows[i][which].reply)) for i in keep
+        ]
     counts = {"too_long": len(rows) - len(keep)}
     return Set(columns, [longest[i] for i in keep], proof(pairs, [chosen for chosen, _ in rows]), counts)
 
@@ -131,6 +134,7 @@ def _trainer(stage: Stage, bench: Bench, renderer: Renderer, rows: Set, plan: Pl
 
     spec, objective = checkpoint_spec(stage), checkpoint_spec(stage).objective
     assert objective is not None
+    tell_accelerate()
     given = arguments(spec, objective.optimiser, plan, bench, str(bench.scratch / f"run-{stage.key}"))
     if isinstance(objective, Dpo):
         config = DPOConfig(**given, beta=objective.beta, loss_type="sigmoid", precompute_ref_log_probs=True)
@@ -149,7 +153,11 @@ def _trainer(stage: Stage, bench: Bench, renderer: Renderer, rows: Set, plan: Pl
     _silence(trainer)
     if lora and "policy" in stage.inputs:
         load_policy_adapter(trainer.model, stage.inputs["policy"], bench)
-    shape = {"workers": bench.group.world, "zero_stage": bench.placement.zero_stage, "micro_batch": plan.cut.micro_batch}
+    shape = {
+        "workers": bench.group.world,
+        "zero_stage": bench.placement.zero_stage,
+        "micro_batch": plan.cut.micro_batch,
+    }
     trainer.plan, trainer.progress = plan, Progress(bench.store.files, stage.key, bench.group, shape)
     try:
         yield trainer
@@ -192,7 +200,10 @@ def _trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     from peft import PeftModel, get_peft_model_state_dict
 
     if isinstance(model, PeftModel):
-        return {key: tuple(tensor.shape) for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+        return {
+            key: tuple(tensor.shape)
+            for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        }
     named = [*model.named_parameters(), *model.named_buffers()]
     return {key: tuple(getattr(tensor, "ds_shape", tensor.shape)) for key, tensor in named}
 
@@ -212,11 +223,15 @@ def _meta(trainer: Any, rows: Set, plan: Plan) -> dict[str, Any]:
         "counts": rows.counts,
         "series": watch.series(trainer.state.log_history),
         "token_proof": rows.token_proof,
-        "trainable_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(
+            getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad
+        ),
     }
 
 
-def _proofs(stage: Stage, bench: Bench, folder: Path, expected: dict[str, tuple[int, ...]], meta: dict[str, Any]) -> dict[str, Any]:
+def _proofs(
+    stage: Stage, bench: Bench, folder: Path, expected: dict[str, tuple[int, ...]], meta: dict[str, Any]
+) -> dict[str, Any]:
     proofs: dict[str, Any] = {}
     if adapter_of(stage):
         proofs["adapter"] = save.reread_adapter(folder, expected)

@@ -18,6 +18,7 @@ T = TypeVar("T")
 def prepare(device: Device) -> None:
     """Set what the libraries read from the environment while they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait cost a shared machine dearly
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -87,12 +88,13 @@ def join(placement: Placement) -> Group:
         _initialise("nccl" if cuda else "gloo", placement.timeout_s)
     local_rank = int(os.environ["LOCAL_RANK"])
     if not cuda:
-        torch.set_num_threads(placement.threads or max(1, _cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(placement.threads or max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     _deepspeed()
     return Group(dist.get_rank(), dist.get_world_size(), local_rank, f"cuda:{local_rank}" if cuda else "cpu")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -103,11 +105,29 @@ def _initialise(backend: str, timeout_s: float) -> None:
     import torch.distributed as dist
 
     if "RANK" not in os.environ:
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        alone = {
+            "RANK": 0,
+            "WORLD_SIZE": 1,
+            "LOCAL_RANK": 0,
+            "LOCAL_WORLD_SIZE": 1,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
         os.environ.update({name: str(value) for name, value in alone.items()})
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def tell_accelerate() -> None:
+    """Make accelerate see this group, under DeepSpeed. Left alone, it takes a CPU process under DeepSpeed for the only one."""
+    import torch.distributed as dist
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    state = PartialState(backend=dist.get_backend())
+    assert state.num_processes == dist.get_world_size(), state
 
 
 def free_port() -> int:

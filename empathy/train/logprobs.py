@@ -27,7 +27,9 @@ def make(stage: Stage, bench: Bench) -> None:
         done = 0
         for part in range(len(examples.parts)):
             if part not in finished:
-                found = items(stage.inputs["examples"], list(examples.read(_record(stage.inputs["examples"]), part)), renderer)
+                found = items(
+                    stage.inputs["examples"], list(examples.read(_record(stage.inputs["examples"]), part)), renderer
+                )
                 kept = [item for item in found if len(item[2]) <= spec.max_length_tokens]
                 scored = _shared_scores(model, kept, renderer, bench)
                 if writer:
@@ -49,7 +51,9 @@ def items(examples: Stage, records: Sequence[Any], renderer: Renderer) -> list[I
     if _record(examples) is Demonstration:
         return [(r.id, "reply", row) for r, row in zip(records, demonstration_rows(renderer, records), strict=True)]
     pairs = zip(records, preference_rows(renderer, records), strict=True)
-    return [item for r, (chosen, rejected) in pairs for item in ((r.id, "chosen", chosen), (r.id, "rejected", rejected))]
+    return [
+        item for r, (chosen, rejected) in pairs for item in ((r.id, "chosen", chosen), (r.id, "rejected", rejected))
+    ]
 
 
 @contextlib.contextmanager
@@ -85,7 +89,9 @@ def _shared_scores(model: Any, kept: Sequence[Item], renderer: Renderer, bench: 
     """Scores of all items, in their order, on every rank; each rank has computed its share."""
     cut = batches(kept, bench.placement.score_tokens)
     mine = cut[bench.group.rank :: bench.group.world]
-    scores = {i: s for batch in mine for i, s in zip(batch, score(model, [kept[i][2] for i in batch], renderer), strict=True)}
+    scores = {
+        i: s for batch in mine for i, s in zip(batch, score(model, [kept[i][2] for i in batch], renderer), strict=True)
+    }
     everyone = {i: s for share in bench.group.from_all(scores) for i, s in share.items()}
     return [Logprob(ident, side, everyone[i], len(row.reply)) for i, (ident, side, row) in enumerate(kept)]
 
@@ -102,7 +108,9 @@ def score(model: Any, rows: Sequence[Row], renderer: Renderer) -> list[float]:
         [[len(r.prompt) <= t < len(r) for t in range(first, longest)] for r in rows], device=model.device
     )
     with torch.inference_mode():
-        logits_BRV = model(input_ids=ids_BT, attention_mask=there_BT, use_cache=False, logits_to_keep=longest - first + 1).logits
+        logits_BRV = model(
+            input_ids=ids_BT, attention_mask=there_BT, use_cache=False, logits_to_keep=longest - first + 1
+        ).logits
     logp_BRV = logits_BRV[:, :-1].float().log_softmax(-1)
     logp_BR = logp_BRV.gather(-1, ids_BT[:, first:, None]).squeeze(-1)
     sums: list[float] = logp_BR.masked_fill(~said_BR, 0.0).sum(-1).tolist()

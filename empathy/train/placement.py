@@ -10,7 +10,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Placement:
-    """workers: processes, one a GPU. micro_batch: examples a worker holds at once (a DPO pair is one), None = its whole share.
+    """workers: processes, one a GPU. micro_batch: how many examples (a DPO pair is one) a worker holds at once at most, None = its share.
 
     zero_stage: DeepSpeed ZeRO. save_every_steps, save_every_s: how often a resumable checkpoint goes to the store (None = not by that
     measure). threads: CPU threads a worker, None = its share of the machine. local_dir: scratch space, None = the system's.
@@ -54,17 +54,11 @@ class Cut:
 def cut(batch_examples: int, placement: Placement, workers: int) -> Cut:
     """Cut a batch of `batch_examples` over `workers`. Raises ValueError, naming what would divide."""
     if batch_examples % workers:
-        fits = [w for w in range(1, batch_examples + 1) if batch_examples % w == 0 and w <= 2 * workers]
+        fits = [w for w in range(1, 2 * workers) if batch_examples % w == 0]
         raise ValueError(
             f"batch_examples = {batch_examples} cannot be shared by workers = {workers}: set workers to one of {fits}, or change "
             "batch_examples (which makes another student)"
         )
     share = batch_examples // workers
-    micro = min(placement.micro_batch or share, share)
-    if share % micro:
-        fits = [m for m in range(1, share + 1) if share % m == 0]
-        raise ValueError(
-            f"micro_batch = {micro} does not divide a worker's share of {share} examples (batch_examples = {batch_examples}, workers = "
-            f"{workers}): set micro_batch to one of {fits}"
-        )
+    micro = max(m for m in range(1, share + 1) if share % m == 0 and m <= (placement.micro_batch or share))
     return Cut(workers, micro, share // micro)

@@ -80,7 +80,10 @@ class Progress:
         for file in manifest["files"]:
             data = self.files.read_or_none(f"{self.root}/{manifest['folder']}/{file['path']}")
             if data is None or len(data) != file["size"] or hashlib.sha256(data).hexdigest() != file["sha256"]:
-                print(f"{self.root}: step {manifest['step']} is damaged ({file['path']}); an older one is used", file=sys.stderr)
+                print(
+                    f"{self.root}: step {manifest['step']} is damaged ({file['path']}); an older one is used",
+                    file=sys.stderr,
+                )
                 return False
             path = folder / file["path"]
             path.parent.mkdir(parents=True, exist_ok=True)

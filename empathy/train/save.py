@@ -24,7 +24,11 @@ def write_weights(trainer: Any, folder: Path, base_name: str) -> None:
     from peft import PeftModel
 
     lora = isinstance(trainer.model, PeftModel)
-    state = trainer.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=lora) if _zero3(trainer) else None
+    state = (
+        trainer.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=lora)
+        if _zero3(trainer)
+        else None
+    )
     if trainer.is_world_process_zero():
         model = trainer.model
         if lora:
@@ -55,13 +59,22 @@ def reread_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dic
     found = shapes(folder)
     if found != dict(expected):
         wrong = sorted(set(found.items()) ^ set(expected.items()))[:3]
-        raise ValueError(f"the adapter that was saved has not the keys and shapes that were trained, among others {wrong}")
+        raise ValueError(
+            f"the adapter that was saved has not the keys and shapes that were trained, among others {wrong}"
+        )
     with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as tensors:
         b_norms = [float(tensors.get_tensor(key).float().norm()) for key in found if ".lora_B." in key]
     alive = sum(norm > 0 for norm in b_norms)
     if not alive:
-        raise ValueError("every B of the adapter that was saved is zero: it would answer as its base; was it trained at all?")
-    return {"keys": len(found), "b_matrices": len(b_norms), "b_not_zero": alive, "b_norm": sum(n * n for n in b_norms) ** 0.5}
+        raise ValueError(
+            "every B of the adapter that was saved is zero: it would answer as its base; was it trained at all?"
+        )
+    return {
+        "keys": len(found),
+        "b_matrices": len(b_norms),
+        "b_not_zero": alive,
+        "b_norm": sum(n * n for n in b_norms) ** 0.5,
+    }
 
 
 def reread_model(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -69,7 +82,9 @@ def reread_model(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
     found = shapes(folder)
     wrong = sorted(k for k in found if found[k] != expected.get(k))
     if wrong or not found:
-        raise ValueError(f"the model that was saved has not the shapes that were trained: {wrong[:3] or 'it holds no weights'}")
+        raise ValueError(
+            f"the model that was saved has not the shapes that were trained: {wrong[:3] or 'it holds no weights'}"
+        )
     return {"keys": len(found)}
 
 
@@ -85,4 +100,6 @@ def commit(stage: Stage, bench: Bench, renderer: Renderer, weights: Path | None,
         writer.add_folder(weights, f"{weights.name}/")
     writer.add_folder(tokenizer_folder, "tokenizer/")
     writer.add_file("template.jinja", renderer.template.encode())
-    writer.commit(meta={**meta, "stop_ids": stops, "versions": versions()}, made={"placement": bench.placement.as_json()})
+    writer.commit(
+        meta={**meta, "stop_ids": stops, "versions": versions()}, made={"placement": bench.placement.as_json()}
+    )

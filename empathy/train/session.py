@@ -28,6 +28,10 @@ def run(stages: Sequence[Stage], store: Store, placement: Placement, progress: R
     """
     check.stages(stages, store, placement)
     group = join(placement)
+    if group.world != placement.workers:
+        raise ValueError(
+            f"workers = {placement.workers}, but {group.world} processes joined: start as many as the placement says"
+        )
     from empathy.train import checkpoint, logprobs  # after `join`: torch reads the environment while it is imported
 
     with _scratch(group, placement) as scratch:
@@ -43,7 +47,9 @@ def _scratch(group: Group, placement: Placement) -> Iterator[Path]:
     """A folder of the same name on every machine of the group."""
     if group.first and placement.local_dir:
         Path(placement.local_dir).mkdir(parents=True, exist_ok=True)
-    folder = Path(group.from_first(tempfile.mkdtemp(prefix="empathy-train-", dir=placement.local_dir) if group.first else ""))
+    folder = Path(
+        group.from_first(tempfile.mkdtemp(prefix="empathy-train-", dir=placement.local_dir) if group.first else "")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder

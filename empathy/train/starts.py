@@ -46,7 +46,9 @@ def _pointed_model(stage: Stage, precision: str) -> Any:
     base = checkpoint_spec(stage).base
     assert isinstance(base, HubBase)
     name, revision = pointed(stage, base)
-    return AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch_dtype(precision), trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, dtype=torch_dtype(precision), trust_remote_code=False
+    )
 
 
 def load_policy_adapter(model: Any, policy: Stage, bench: Bench) -> None:

@@ -40,7 +40,9 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, template: str):
         self.tokenizer, self.template = tokenizer, template
-        self._special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = set(tokenizer.all_special_ids) | {
+            i for i, t in tokenizer.added_tokens_decoder.items() if t.special
+        }
         self.stop_ids = {tokenizer.eos_token_id}
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: a student made with it could never stop")
@@ -54,12 +56,18 @@ class Renderer:
         try:
             before, after = self._ids(prompts, True), self._ids(whole, False)
         except TemplateError as error:
-            raise ValueError(f"the chat template refuses these messages ({error}): use another template, or no system message") from error
+            raise ValueError(
+                f"the chat template refuses these messages ({error}): use another template, or no system message"
+            ) from error
         return [self._row(*three) for three in zip(before, after, (reply for _, reply in chats), strict=True)]
 
     def _ids(self, chats: list[Any], generation_prompt: bool) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer.apply_chat_template(
-            chats, chat_template=self.template, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False
+            chats,
+            chat_template=self.template,
+            add_generation_prompt=generation_prompt,
+            tokenize=True,
+            return_dict=False,
         )
         return ids
 
@@ -76,7 +84,9 @@ class Renderer:
             raise ValueError("the chat template puts no end token after the reply: let it write eos_token there")
         said = self.tokenizer.decode(tail[:end])
         if said.strip() != reply.strip() or not said.strip():
-            raise ValueError(f"the row would teach {said[:80]!r} where the reply is {reply[:80]!r}: screen such replies, or mend the template")
+            raise ValueError(
+                f"the row would teach {said[:80]!r} where the reply is {reply[:80]!r}: screen such replies, or mend the template"
+            )
         self.stop_ids.add(tail[end])
         return Row(tuple(prompt), tuple(tail[: end + 1]))
 
@@ -87,7 +97,9 @@ class Renderer:
         wanted = self.tokenizer("").input_ids[:1] == [bos]
         found = next((i for i, token in enumerate(prompt) if token != bos), len(prompt))
         if found > 1 or (wanted and found == 0):
-            raise ValueError(f"a prompt starts with {found} begin-of-sequence tokens and this model wants one: mend the template's bos_token")
+            raise ValueError(
+                f"a prompt starts with {found} begin-of-sequence tokens and this model wants one: mend the template's bos_token"
+            )
 
 
 def demonstration_rows(renderer: Renderer, examples: Sequence[Demonstration]) -> list[Row]:

@@ -109,6 +109,7 @@ def arguments(spec: CheckpointSpec, optimiser: Optimiser, plan: Plan, bench: Ben
         "max_length": None,  # too long rows were dropped and counted; none is cut
         "gradient_checkpointing": placement.gradient_checkpointing,
         "average_tokens_across_devices": True,
+        "accelerator_config": {"use_configured_state": True},  # see group.tell_accelerate
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",  # `Watch` decides when

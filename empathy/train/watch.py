@@ -34,7 +34,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._saved_at = self._reported_at = time.monotonic()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **rest: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **rest: Any,
     ) -> None:
         logs = logs or {}
         if "loss" not in logs:
@@ -43,7 +48,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if not math.isfinite(logs.get(name, 0.0)):
                 raise FloatingPointError(
                     f"{self.stage!r}: {name} is {logs[name]} at step {state.global_step}; the training stops and its last good checkpoint "
-                    "stays. Try a smaller learning_rate, or precision = \"fp32\""
+                    'stays. Try a smaller learning_rate, or precision = "fp32"'
                 )
         if self.starts_at_ln2 and state.global_step == 1:
             check_start(logs["loss"], logs["rewards/margins"], self.precision)
