@@ -1,0 +1,86 @@
+"""The report: estimates as an artifact, and one page that works offline.
+
+    build(stage, store)                   -> every estimate, and what else the page says
+    write(stage, store, writer)           makes the artifact: part 0 the estimates, estimates.csv, content.json
+    render(stage, store, folder, head)    draws folder/report.html from the artifact alone, with csv and svg beside it
+    headline(estimates, names)            the table for a terminal
+
+Estimates name arms by slot ("a000"), as the stage's inputs do: a display name may change without making the artifact
+another one. The page and the files beside it carry names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from empathy.records import Estimate
+from empathy.specs import ReportSpec
+from empathy.stages import Stage
+from empathy.store import Store, Writer
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the experiment file says about itself, and the command that makes the report again."""
+
+    name: str
+    question: str
+    expect: str = ""
+    differs: str = ""
+    command: str = ""
+
+
+def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
+    """Estimates and content (see `empathy.report.content`) of a report stage whose inputs are all made."""
+    from empathy.report import content, judged, unjudged
+    from empathy.report.cells import Cells
+
+    spec, cells = cast(ReportSpec, stage.spec), Cells(stage)
+    tables = judged.load(cells, store)
+    split, test = content.split_of(cells, store)
+    heldout = unjudged.Heldout(cells, store)
+    estimates = [
+        *judged.estimates(cells, tables),
+        *judged.compared(cells, tables, spec),
+        *unjudged.likelihoods(cells, heldout),
+        *unjudged.preferences(cells, heldout),
+        *unjudged.texts(cells, test, store),
+    ]
+    return estimates, {
+        "split": split,
+        "stand_ins": content.stand_ins(stage),
+        "stages": list(content.stages(stage, store)),
+        "served": content.served(tables),
+        "judged": content.judged_sizes(tables),
+        "samples": content.side_by_side(cells, tables, test, store, spec),
+    }
+
+
+def write(stage: Stage, store: Store, writer: Writer) -> None:
+    """Make the report's artifact; the caller commits it."""
+    from empathy.report.page import as_csv
+
+    estimates, content = build(stage, store)
+    writer.write_records(0, estimates, Estimate)
+    writer.add_file("estimates.csv", as_csv(estimates).encode())
+    writer.add_file("content.json", json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+def render(stage: Stage, store: Store, out_dir: Path, head: Headline) -> Path:
+    """Write report.html, estimates.{csv,parquet} and figures/*.{svg,csv} under `out_dir`; returns the page's path."""
+    from empathy.report.page import draw_page
+
+    artifact = store.get(stage)
+    estimates = list(artifact.read(Estimate))
+    return draw_page(stage, estimates, json.loads(artifact.read_file("content.json")), out_dir, head, store.url)
+
+
+def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
+    """Win rates of every arm, then what needs no judge; `names` is the locator of the report stage."""
+    from empathy.report.console import headline as text
+
+    return text(estimates, names)

@@ -1,0 +1,154 @@
+"""What a report says besides estimates: split, stand-ins, proofs, drops, who was served, dialogues side by side.
+
+It is written into the report's artifact as content.json, so that the page can be drawn without the artifacts it stands
+on. Slots stand for names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import pyarrow.compute as pc
+
+from empathy.records import Dialogue
+from empathy.report.cells import Cells
+from empathy.report.judged import Table
+from empathy.report.unjudged import replies_of
+from empathy.specs import DialoguesSpec, RepliesSpec, ReportSpec, Teacher, VerdictsSpec
+from empathy.stages import Stage, walk
+from empathy.store import Store
+
+EMBEDDED = "embedded"
+"""The provider of the rule-based teacher and judge."""
+
+
+def stand_ins(report: Stage) -> list[str]:
+    """Rule-based models that stand where an LLM should be, in words."""
+    found = set()
+    for stage in walk([report]):
+        if isinstance(stage.spec, VerdictsSpec) and stage.spec.judge.provider == EMBEDDED:
+            found.add(f"the judge {stage.spec.judge.model!r}")
+        who = stage.spec.responder if isinstance(stage.spec, RepliesSpec) else None
+        if isinstance(who, Teacher) and who.provider == EMBEDDED:
+            found.add(f"the teacher {who.model!r}")
+    return sorted(found)
+
+
+def side_by_side(
+    cells: Cells, tables: list[Table], test: dict[str, Dialogue], store: Store, spec: ReportSpec
+) -> list[Any]:
+    """Some dialogues, chosen by seed, with everybody's reply and the verdicts on the arms."""
+
+    def lot(ident: str) -> str:
+        return hashlib.sha256(f"{spec.seed}/{ident}".encode()).hexdigest()
+
+    chosen = {d: test[d] for d in sorted(test, key=lot)[: spec.examples_shown]}
+    replies = {r.slot: replies_of(r, chosen, store) for r in cells.responders.values() if r.replies}
+    order = [r.slot for r in [*cells.others, *cells.bases, *cells.arms] if r.slot in replies]
+    outcomes = list(_outcomes(tables, set(chosen)))
+    return [
+        {
+            "id": d.id,
+            "emotion": d.emotion,
+            "turns": [t.as_message() for t in d.turns],
+            "replies": [
+                {
+                    "slot": slot,
+                    "text": replies[slot][d.id].text,
+                    "verdicts": [o for o in outcomes if o["slot"] == slot and o["dialogue"] == d.id],
+                }
+                for slot in order
+                if d.id in replies[slot]
+            ],
+        }
+        for d in chosen.values()
+    ]
+
+
+def _outcomes(tables: Iterable[Table], chosen: set[str]) -> Iterator[dict[str, str]]:
+    for t in tables:
+        for row in t.rows.select(["dialogue_id", "first", "status", "overall"]).to_pylist():
+            if row["dialogue_id"] in chosen:
+                said = {"a": "won", "b": "lost", "tie": "tie"}.get(row["overall"], row["status"])
+                shown = "shown first" if row["first"] == "a" else "shown second"
+                yield {
+                    "slot": t.arm.slot,
+                    "dialogue": row["dialogue_id"],
+                    "opponent": t.judged.opponent,
+                    "text": f"{said} ({shown})",
+                }
+
+
+def served(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """Who was asked to judge, who answered, how often, and for how many tokens (None where a provider did not say)."""
+    found: dict[str, dict[str, Any]] = {}
+    for t in tables:
+        row = found.setdefault(
+            t.judge,
+            {
+                "asked": t.judge,
+                "served": set(),
+                "verdicts": 0,
+                "uncalled": 0,
+                "calls": 0,
+                "tokens_in": 0,
+                "tokens_out": 0,
+            },
+        )
+        row["served"] |= set(pc.unique(t.rows["model_served"].drop_null()).to_pylist())
+        row["verdicts"] += t.rows.num_rows
+        row["uncalled"] += t.calls.uncalled
+        row["calls"] += pc.sum(t.rows["attempts"]).as_py()
+        for name in ("tokens_in", "tokens_out"):
+            known = t.rows[name].null_count == 0 and row[name] is not None
+            row[name] = row[name] + pc.sum(t.rows[name]).as_py() if known else None
+    return [row | {"served": sorted(row["served"])} for _, row in sorted(found.items())]
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def stages(report: Stage, store: Store) -> Iterator[dict[str, Any]]:
+    """Kind, key, rows, drops and proofs of every stage below the report that the store still holds."""
+    for stage in walk([report]):
+        artifact = store.find(stage.kind, stage.key)
+        if stage is not report and artifact:
+            yield {
+                "kind": stage.kind,
+                "key": stage.key,
+                "rows": artifact.rows,
+                "at": artifact.manifest["made"]["at"],
+                "drops": artifact.counts,
+                "proofs": {name: _number(v) for name, v in artifact.meta.get("proofs", {}).items()},
+            }
+
+
+def split_of(cells: Cells, store: Store) -> tuple[dict[str, Any], dict[str, Dialogue]]:
+    """Which split was used and its sizes, and the dialogues of the judged side by id."""
+    spec = cast(DialoguesSpec, cells.dialogues.spec)
+    sizes: dict[str, int] = {}
+    test: dict[str, Dialogue] = {}
+    for d in store.get(cells.dialogues).read(Dialogue):
+        sizes[d.split] = sizes.get(d.split, 0) + 1
+        if d.split == cells.split:
+            test[d.id] = d
+    facts = {
+        "source": spec.source,
+        "how": spec.split.model_dump(mode="json"),
+        "side": cells.split,
+        "sizes": sizes,
+        "groups": len({d.group for d in test.values()}),
+        "cap_words": cells.cap_words,
+    }
+    return facts, test
+
+
+def judged_sizes(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """How many dialogues each table of verdicts is about (the data may lack an opponent's reply)."""
+    return [
+        {"slot": t.arm.slot, "opponent": t.judged.opponent, "judge": t.judge, "dialogues": len(set(t.calls.dialogues))}
+        for t in tables
+    ]

@@ -1,0 +1,68 @@
+"""Which charts a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from empathy.records import Estimate
+from empathy.report.book import Book
+from empathy.report.figures import Bar, Figure, draw
+
+
+def figures(book: Book) -> Iterator[Figure]:
+    """Win rates, held-out NLL, preference accuracy; one without any estimate is left out."""
+    if bars := list(_wins(book)):
+        yield draw(
+            "win_rate",
+            "Win rate of each arm",
+            "Wins and half the ties, in percent of readable verdicts, with 95 % intervals over clusters. "
+            "Above the dashed line the arm wins more often than its opponent.",
+            bars,
+            "win rate, %",
+            top=100,
+            line=50,
+        )
+    if bars := list(_scores(book, "nll_per_token", 1)):
+        yield draw(
+            "nll_per_token",
+            "Negative log-likelihood of held-out replies",
+            "Nats per token of the replies that the arm was taught, on dialogues it never saw; lower is likelier. "
+            "Compare within a student: tokens differ between students.",
+            bars,
+            "nats per token",
+        )
+    for kind, text in {
+        "summed": "Share of held-out pairs whose chosen reply has the higher log-probability, summed over tokens.",
+        "over_base": "Share of held-out pairs whose chosen reply gained more log-probability over the base.",
+    }.items():
+        if bars := list(_scores(book, f"preference_accuracy_{kind}", 100)):
+            title = f"Preference accuracy on held-out pairs ({kind})"
+            yield draw(f"preference_accuracy_{kind}", title, text, bars, "pairs, %", top=100, line=50)
+
+
+def _bar(e: Estimate, panel: str, group: str, series: str, scale: float) -> Bar | None:
+    if e.value is None:
+        return None
+    low, high = (None if x is None else scale * x for x in (e.low, e.high))
+    return Bar(panel, group, series, scale * e.value, low, high)
+
+
+def _opponent_kind(slot: str) -> str:
+    return "its base" if slot.startswith("base") else "the human reply" if slot == "human" else "its teacher's reply"
+
+
+def _wins(book: Book) -> Iterator[Bar]:
+    judges = {m.judge for m in book.matches}
+    for kind in ("its base", "the human reply", "its teacher's reply"):
+        for e in book.of("win_rate"):
+            if _opponent_kind(str(e.opponent)) == kind:
+                panel = f"{book.student(e.arm)} against {kind}" + (f", judge {e.judge}" if len(judges) > 1 else "")
+                if bar := _bar(e, panel, book.lesson(e.arm), book.series(e.arm), 100):
+                    yield bar
+
+
+def _scores(book: Book, measure: str, scale: float) -> Iterator[Bar]:
+    """One group of bars a lesson: the base, then the arms taught by it."""
+    for e in book.of(measure):
+        if bar := _bar(e, book.student(e.arm), book.lesson_named(e.note), book.series(e.arm), scale):
+            yield bar
