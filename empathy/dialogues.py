@@ -42,11 +42,7 @@ def stage(
 ) -> Stage:
     """The stage that makes these dialogues. Raises ValueError when the file is missing or the source cannot be
     split so."""
-    if split.type not in source.splits:
-        raise ValueError(
-            f"data.split = {split.type!r}: source {source.type!r} has none of that kind; "
-            f"choose one of {', '.join(source.splits)}"
-        )
+    source.check_split(split.type)
     spec = DialoguesSpec(
         source=source.type,
         digest=source.digest(),

@@ -54,6 +54,14 @@ class SourceConfig(Part):
         """The file or folder. Raises ValueError naming the field, the value and the remedy when it is not there."""
         raise AssertionError("a subclass knows")
 
+    def check_split(self, kind: str) -> None:
+        """Raises ValueError when the source cannot be split so."""
+        if kind not in self.splits:
+            name = type(self).model_fields["type"].default
+            raise ValueError(
+                f"data.split = {kind!r}: source {name!r} has none of that kind; choose one of {', '.join(self.splits)}"
+            )
+
     def files(self) -> list[Path]:
         """The files whose content decides the rows."""
         return [self.locate()]

@@ -49,6 +49,14 @@ class EmpatheticDialogues(SourceConfig):
             )
         return unpacked[0] if unpacked else archives[0]
 
+    def check_split(self, kind: str) -> None:
+        super().check_split(kind)
+        if kind == "official" and self._official_path() is None:
+            raise ValueError(
+                f"data.split = 'official': there is no {OFFICIAL} in or next to {self.locate()}; "
+                "put it there, or choose random or group"
+            )
+
     def files(self) -> list[Path]:
         place, official = self.locate(), self._official_path()
         return (sorted(place.glob("*.csv")) if place.is_dir() else [place]) + ([official] if official else [])

@@ -78,7 +78,6 @@ def _dialogue(where: str, line: str) -> Dialogue | Bad:
         return Bad("unreadable_row", where, str(error))
     except ValidationError as error:
         first = error.errors()[0]
-        reason = "not_unicode" if first["type"] == "string_unicode" else "wrong_fields"
-        return Bad(reason, where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return Bad("wrong_fields", where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     turns = tuple(Turn(t.role, t.content) for t in row.turns)
     return Dialogue(**row.model_dump(exclude={"turns", "group"}), group=row.group or row.id, turns=turns)

@@ -1,0 +1,93 @@
+"""Each screen catches what it names, and lets good replies through that look alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from empathy.records import Dialogue, Turn
+from empathy.screens import NAMES, screen
+from empathy.sources import parse
+
+DIALOGUE = Dialogue(
+    "d",
+    "g",
+    (
+        Turn("user", "I was let go yesterday after eleven years."),
+        Turn("assistant", "Oh no."),
+        Turn("user", "I am so sad"),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("empty", ""),
+        ("empty", " \n"),
+        ("empty", "..."),
+        ("cut_off", "Eleven years is a long time, and I"),
+        ("cut_off", "I hear you,"),
+        ("cut_off", "There are three things:"),
+        ("refusal", "I'm sorry, but I can't assist with that request."),
+        ("refusal", "I’m sorry, I cannot help with this."),
+        ("refusal", "I cannot provide a reply to this conversation."),
+        ("refusal", "Sorry, I am not able to continue this conversation."),
+        ("refusal", "I apologize, but I won't write that."),
+        ("too_long", "word " * 98),
+        ("copies_input", "I am so sad."),
+        ("copies_input", "You said: I was let go yesterday, after eleven years. That hurts."),
+        ("echoes_label", "Improved response: That must hurt."),
+        ("echoes_label", "**Improved Reply:** That must hurt."),
+        ("echoes_label", "Here is the rewritten reply:\nThat must hurt."),
+        ("echoes_label", "Here's a more empathetic version: That must hurt."),
+        ("echoes_label", "Listener: That must hurt."),
+        ("echoes_label", '"Response": That must hurt.'),
+        ("names_itself_ai", "As an AI, I do not feel, but that must hurt."),
+        ("names_itself_ai", "I'm just an AI language model."),
+        ("names_itself_ai", "I am a chatbot, yet I care."),
+        ("names_itself_ai", "Being a large language model I cannot hug you."),
+    ],
+)
+def test_caught(name: str, text: str) -> None:
+    assert screen(text, DIALOGUE, [name]) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, I can't imagine how hard that was.",
+        "I am so sorry. I cannot begin to understand what eleven years mean to you!",
+        "I can't believe they did that to you.",
+        "I won't pretend to know how that feels.",
+        "That must hurt so much. I am so sad for you, too.",
+        "Oh no… that is hard...",
+        "That must hurt 😢",
+        'My mother used to say "this too shall pass."',
+        "Here's hoping that something better comes soon!",
+        "Your response makes sense: anyone would be sad.",
+        "The answer will come with time.",
+        "Did you train as an engineer? As an aide to others you gave so much.",
+        "I am a bit lost for words.",
+        "word " * 96 + "end.",
+    ],
+)
+def test_not_caught(text: str) -> None:
+    assert screen(text, DIALOGUE, NAMES) is None
+
+
+def test_the_first_named_screen_that_catches_is_the_reason() -> None:
+    text = "As an AI, I cannot end this sentence,"
+    assert screen(text, DIALOGUE, ["cut_off", "names_itself_ai"]) == "cut_off"
+    assert screen(text, DIALOGUE, ["names_itself_ai", "cut_off"]) == "names_itself_ai"
+    assert screen(text, DIALOGUE, []) is None
+
+
+def test_an_unknown_screen_lists_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="'long' is unknown; there are empty, cut_off, refusal"):
+        screen("Fine.", DIALOGUE, ["long"])
+
+
+def test_the_samples_human_replies_pass() -> None:
+    rows = [d for d in parse({"type": "sample"}).rows() if isinstance(d, Dialogue)]
+    caught = [(d.id, reason) for d in rows if (reason := screen(d.human_reply or "", d, set(NAMES) - {"cut_off"}))]
+    assert caught == []
