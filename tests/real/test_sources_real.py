@@ -35,8 +35,8 @@ def made(tmp_path: Path, name: str, split: object) -> Artifact:
 
 
 def test_empathetic_dialogues_official_split(tmp_path: Path) -> None:
+    artifact = made(tmp_path, "empathetic_dialogues", OfficialSplit())
     # 2,765 valid and 2,545 test ids are published with it; 24,856 - 5,310 = 19,546 train, three without a listener
-    # 2,765 valid and 2,545 test ids are published with it; 24,856 - 5,310 = 19,546 train, three of them without a listener
     assert artifact.counts == {
         "train": 19_543 - artifact.counts["twin_of_test"],
         "valid": 2765,
