@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from empathy.stages import Stage
-from empathy.train import launch, wire
+from empathy.stages import Stage, from_json
+from empathy.train import launch
 from empathy.train.placement import Placement
 
 TYPES: dict[str, Any] = {
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--store", help="a folder or s3://bucket/prefix")
     made.add_argument("--endpoint", help="of an S3-compatible server")
     made.add_argument("--region")
-    made.add_argument("--stages", type=Path, help="JSON written by empathy.train.wire.dump")
+    made.add_argument("--stages", type=Path, help="JSON written by empathy.stages.to_json")
     for field in fields(Placement):
         made.add_argument(f"--{field.name.replace('_', '-')}", type=TYPES.get(field.name, int), default=field.default)
     made.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             file=sys.stderr,
         )
 
-    launch.run(wire.load(options.stages.read_text()), options.store, place, placement, say)
+    launch.run(from_json(options.stages.read_text()), options.store, place, placement, say)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from empathy.stages import Stage
-from empathy.train import wire
+from empathy.stages import Stage, from_json, to_json
 from empathy.train.group import cores, free_port
 from empathy.train.placement import Placement
 
@@ -39,7 +38,7 @@ def run(
         order.write_text(
             json.dumps(
                 {
-                    "stages": wire.dump(stages),
+                    "stages": to_json(stages),
                     "store": store_url,
                     "options": dict(store_options),
                     "placement": placement.as_json(),
@@ -124,7 +123,7 @@ def rank_main(order: Path, pipe: int) -> None:
 
     from empathy.train import session
 
-    session.run(wire.load(data["stages"]), Store.open(data["store"], **data["options"]), placement, progress)
+    session.run(from_json(data["stages"]), Store.open(data["store"], **data["options"]), placement, progress)
 
 
 def _end_with_parent(parent: int) -> None:

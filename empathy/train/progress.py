@@ -1,6 +1,6 @@
 """Resumable checkpoints in the store, under its commit protocol.
 
-    progress/KEY/00000040.json         the manifest, written last by one conditional put: files with size and sha256
+    progress/KEY/00000040-NONCE.json   the manifest, written last by one conditional put: files with size and sha256
     progress/KEY/00000040-NONCE/...    the files of step 40
 
 Only what a manifest lists is believed. A half-written one has none; one that is not what its manifest says is refused, and
@@ -9,7 +9,6 @@ the one before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import uuid
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from empathy.files import Files
+from empathy.artifact import CorruptError, parse
+from empathy.files import Files, file_chunks, sha256_of
 from empathy.train.group import Group
 
 KEPT = 2
@@ -45,7 +45,7 @@ class Progress:
         listed = [file for files in self.group.from_all(uploaded) for file in files]
         if self.group.first:
             manifest = {"step": step, "folder": name, "shape": self.shape, "files": listed}
-            self.files.put_if_absent(f"{self.root}/{step:08d}.json", json.dumps(manifest, indent=1).encode())
+            self.files.put_if_absent(f"{self.root}/{name}.json", json.dumps(manifest, indent=1).encode())
             for older in self._manifests()[:-KEPT]:
                 self._remove(older)
         self.group.wait()
@@ -53,9 +53,9 @@ class Progress:
     def _upload(self, folder: Path, name: str) -> list[dict[str, Any]]:
         listed = []
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py"):
-            data, relative = path.read_bytes(), path.relative_to(folder).as_posix()
-            self.files.write(f"{self.root}/{name}/{relative}", data)
-            listed.append({"path": relative, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+            relative = path.relative_to(folder).as_posix()
+            size, sha256 = self.files.upload(f"{self.root}/{name}/{relative}", path)
+            listed.append({"path": relative, "size": size, "sha256": sha256})
         return listed
 
     def newest(self, target: Path) -> Path | None:
@@ -64,11 +64,13 @@ class Progress:
         Raises ValueError when it was made by another number of workers or another ZeRO stage.
         """
         for path in reversed(self.group.from_first(self._manifests() if self.group.first else [])):
-            manifest = json.loads(self.files.read(path))
+            manifest = self._read(path)
+            if manifest is None:
+                continue
             if manifest["shape"] != self.shape:
                 raise ValueError(
-                    f"step {manifest['step']} of this training was saved with {manifest['shape']} and cannot be resumed with {self.shape}: "
-                    f"run with those again, or delete {self.files.url}/{self.root} to start anew"
+                    f"step {manifest['step']} of this training was saved with {manifest['shape']} and cannot be resumed "
+                    f"with {self.shape}: run with those again, or delete {self.files.url}/{self.root} to start anew"
                 )
             folder = target / f"checkpoint-{manifest['step']}"
             whole = self._download(manifest, folder) if self.group.first_here else True
@@ -76,28 +78,39 @@ class Progress:
                 return folder
         return None
 
+    def _read(self, path: str) -> dict[str, Any] | None:
+        try:
+            return parse(path, self.files.read(path))
+        except CorruptError as error:
+            print(f"{error}; an older checkpoint is used", file=sys.stderr)
+            return None
+
     def _download(self, manifest: dict[str, Any], folder: Path) -> bool:
+        """Bring all files, streamed. False, said on standard error, when one is not what the manifest says."""
         for file in manifest["files"]:
-            data = self.files.read_or_none(f"{self.root}/{manifest['folder']}/{file['path']}")
-            if data is None or len(data) != file["size"] or hashlib.sha256(data).hexdigest() != file["sha256"]:
+            path = folder / file["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("wb") as stream:
+                    stream.writelines(self.files.chunks(f"{self.root}/{manifest['folder']}/{file['path']}", file["size"]))
+                whole = sha256_of(file_chunks(path)) == (file["size"], file["sha256"])
+            except FileNotFoundError:  # lost: no better than damaged
+                whole = False
+            if not whole:
                 print(
                     f"{self.root}: step {manifest['step']} is damaged ({file['path']}); an older one is used",
                     file=sys.stderr,
                 )
                 return False
-            path = folder / file["path"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
         return True
 
     def _manifests(self) -> list[str]:
         return [p for p in self.files.list(f"{self.root}/") if p.endswith(".json")]
 
     def _remove(self, manifest_path: str) -> None:
-        manifest = json.loads(self.files.read(manifest_path))
         self.files.delete(manifest_path)  # first: what no manifest lists is not believed
-        for file in manifest["files"]:
-            self.files.delete(f"{self.root}/{manifest['folder']}/{file['path']}")
+        for path in self.files.list(manifest_path.removesuffix(".json"), recursive=True):
+            self.files.delete(path)
 
     def clear(self) -> None:
         """Forget everything: the stage is finished. Rank 0 calls this."""
