@@ -6,13 +6,13 @@ Preference accuracy is the share of held-out pairs where the chosen reply scores
     summed      log p(reply): favours short replies
     per_token   log p(reply) / tokens
     over_base   log p(reply) - log p_base(reply): what training added; for SFT and DPO arms alike, not for the base
-    implicit    log p(reply) - log p_ref(reply), ref the policy that DPO started from (Rafailov et al. 2023): DPO arms only
+    implicit    log p(reply) - log p_ref(reply), ref the policy that DPO started from (Rafailov et al. 2023); DPO arms
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -95,5 +95,7 @@ def preference_accuracy(margins_N: Floats, ids: tuple[str, ...], groups: Groups)
 
 
 def accuracy_difference(ours_N: Floats, theirs_N: Floats, ids: tuple[str, ...], groups: Groups) -> Interval:
-    """Share of pairs with a margin above 0, ours less theirs, pair by pair."""
-    return clustered_mean((ours_N > 0).astype(np.float64) - (theirs_N > 0), _clusters(ids, groups))
+    """Share of pairs with a margin above 0, ours less theirs, pair by pair; from -1 to 1."""
+    found = clustered_mean((ours_N > 0).astype(np.float64) - (theirs_N > 0), _clusters(ids, groups))
+    low, high = (None if x is None else min(1.0, max(-1.0, x)) for x in (found.low, found.high))
+    return replace(found, low=low, high=high)

@@ -18,9 +18,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
     """Win rates of every arm, then what needs no judge; `names` is the locator of the report stage."""
     book = Book(estimates, names)
-    wins = [
-        ["arm", "against", "judge", "n", "clusters", "win rate, % [95 %]", "ties", "both orders agree", "words more"]
-    ]
+    wins = [["arm", "against", "judge", "n", "clusters", "win rate, % [95 %]", "ties", "orders agree", "words more"]]
     for m in book.matches:
         w = book.of_match(m, "win_rate")
         assert w
@@ -29,7 +27,7 @@ def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
         words = f"{more.value:+.1f}" if more and more.value is not None else UNKNOWN
         name = [book.name(m.arm), book.name(m.opponent), m.judge or UNKNOWN]
         wins.append([*name, str(w.n), str(w.clusters), percent(w).replace(" %", ""), *shares, words])
-    heads = ["", "taught by", "held-out NLL, nats/token", "pairs right (summed)", "(over base)", "words a reply"]
+    heads = ["", "taught by", "NLL, nats/token [95 %]", "pairs right", "over base", "words"]
     own = [heads, *_unjudged(book)]
     return "\n\n".join(columns(t) for t in (wins, own) if len(t) > 1)
 

@@ -159,7 +159,7 @@ def _contrast(
 ) -> Iterator[Estimate]:
     low, high = interval or (None, None)
     mean, n, clusters = float(c.differences.mean()), len(c.groups), len(set(c.groups))
-    note = f"win rate against {c.ours.judged.opponent}, paired on dialogues; family of {family}"
+    note = f"against {c.ours.judged.opponent}, family of {family}"
     for measure, x in {
         "contrast": Interval(mean, low, high, None, n, clusters),
         "contrast_p": Interval(p, None, None, None, n, clusters),

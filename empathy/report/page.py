@@ -6,6 +6,7 @@ import base64
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,12 +102,15 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {(r["slot"], r["opponent"], r["judge"]): r["dialogues"] for r in content["judged"]}
     return {
         "checks": book.checks(),
-        "contrasts": [
-            (e, *(book.get(e.arm, m, e.opponent, e.judge, e.note) for m in ("contrast_p", "contrast_p_holm")))
-            for e in book.of("contrast")
-        ],
+        "contrasts": [_contrast(book, e) for e in book.of("contrast")],
         "missing": [e for e in book.of("missing_share") if e.value is not None and e.value > 0.02],
         "dialogues_judged": sizes,
         "talkers": [s for s in book.responders if book.get(s, "words")],
         "overlaps": list(book.of("rouge_l")),
     }
+
+
+def _contrast(book: Book, e: Estimate) -> dict[str, Any]:
+    against, family = re.fullmatch(r"against (\S+), family of (\d+)", e.note).groups()  # type: ignore[union-attr]
+    p, adjusted = (book.get(e.arm, m, e.opponent, e.judge, e.note) for m in ("contrast_p", "contrast_p_holm"))
+    return {"e": e, "p": p, "adjusted": adjusted, "against": book.name(against), "family": family}
