@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster import providers
 from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.steps import here
+from cluster.steps.asking import Job, ask_all
 from empathy import judges, replies
 from empathy.records import Reply, Verdict
 from empathy.specs import RepliesSpec, Student, Teacher, VerdictsSpec
@@ -49,22 +51,27 @@ def _make_here(batch: Sequence[Stage], context: Context) -> None:
         context.progress.finished(stage, context.store.get(stage).counts)
 
 
-def _ask(batch: Sequence[Stage], context: Context) -> None:
-    from cluster.steps.asking import ask
+def _job(stage: Stage, store: Store) -> Job:
+    dialogues = tuple(part.rows or 0 for part in store.get(stage.inputs["dialogues"]).parts)
+    if isinstance(stage.spec, VerdictsSpec):
+        return Job(stage, Verdict, judges.askings, dialogues)
+    return Job(stage, Reply, replies.askings, dialogues)
 
-    for stage in batch:
-        record, builder = (Verdict, judges.askings) if isinstance(stage.spec, VerdictsSpec) else (Reply, replies.askings)
-        ask(
-            stage,
+
+def _ask(batch: Sequence[Stage], context: Context) -> None:
+    """Wave by wave: replies that improve on replies of the same batch come after them."""
+    while batch:
+        waiting = {s.key for s in batch}
+        wave = [s for s in batch if not any(i.key in waiting for i in s.inputs.values())]
+        ask_all(
+            [_job(stage, context.store) for stage in wave],
             context.store,
-            providers=context.providers,
-            workers=context.profile.ask.workers,
-            in_flight=context.profile.ask.in_flight,
-            record_cls=record,
-            builder=builder,
-            progress=context.progress.units,
+            {name: context.providers[name] for name in providers.named(wave)},
+            context.profile.ask.workers,
+            context.profile.ask.in_flight,
+            context.progress.units,
         )
-        context.progress.finished(stage, context.store.get(stage).counts)
+        batch = [s for s in batch if s not in wave]
 
 
 def _train(batch: Sequence[Stage], context: Context) -> None:

@@ -35,7 +35,11 @@ def ray_session(profile: Profile) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or profile.ray.address
     settings = environment(profile)
     os.environ.update(settings)
-    options: dict[str, object] = {"address": address, "runtime_env": {"env_vars": settings}, "logging_level": logging.WARNING}
+    options: dict[str, object] = {
+        "address": address,
+        "runtime_env": {"env_vars": settings},
+        "logging_level": logging.WARNING,
+    }
     if address == "local":
         options |= {
             "num_cpus": profile.ray.cpus,

@@ -46,7 +46,7 @@ def _arrow_type(hint: Any) -> pa.DataType:
     if origin is dict:
         return pa.list_(pa.struct([("key", _arrow_type(args[0])), ("value", _arrow_type(args[1]))]))
     if dataclasses.is_dataclass(hint):
-        return pa.struct([(name, _arrow_type(inner)) for name, inner in _fields(hint).items()])
+        return pa.struct([(name, _arrow_type(inner)) for name, inner in _fields(typing.cast(Any, hint)).items()])
     return _SCALARS[hint]
 
 
@@ -74,7 +74,7 @@ def _array(values: list[Any], hint: Any) -> pa.Array:
         columns = [_array([k for k, _ in pairs], args[0]), _array([v for _, v in pairs], args[1])]
         return _list_array(values, pa.StructArray.from_arrays(columns, ["key", "value"]))
     if dataclasses.is_dataclass(hint):
-        names = _fields(hint)
+        names = _fields(typing.cast(Any, hint))
         # A None has None in every column; the mask tells it from a record of Nones.
         columns = [_array([getattr(v, name, None) for v in values], inner) for name, inner in names.items()]
         return pa.StructArray.from_arrays(columns, list(names), mask=_mask(values))

@@ -26,7 +26,9 @@ def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         if fields:
             models = [m for f in fields for m in _models_in(f.annotation)]
         else:  # the tag of a union, the key of a table of tables, or the index of a list
-            models = [m for m in models if "type" in m.model_fields and m.model_fields["type"].default == part] or models
+            models = [
+                m for m in models if "type" in m.model_fields and m.model_fields["type"].default == part
+            ] or models
     return sorted({f.alias or n for m in models for n, f in m.model_fields.items()})
 
 

@@ -13,7 +13,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from empathy import documents, prompts, screens
 from empathy.sources import Source
-from empathy.specs import Full, GroupSplit, Lora, OfficialSplit, Optimiser, PaperSplit, RandomBase, RandomSplit, SplitSpec
+from empathy.specs import (
+    Full,
+    GroupSplit,
+    Lora,
+    OfficialSplit,
+    Optimiser,
+    PaperSplit,
+    RandomBase,
+    RandomSplit,
+    SplitSpec,
+)
 
 Regime = Literal["sft", "dpo", "sft+dpo"]
 Method = Literal["direct", "improve_human", "improve_llm", "human"]
@@ -174,7 +184,9 @@ class Arms(Section):
         if rewriting and not self.strategy:
             raise ValueError(f"method {rewriting[0]!r} rewrites replies and needs strategy = [...]")
         if self.strategy and len(rewriting) < len(self.method):
-            raise ValueError("strategy goes with improve_human and improve_llm; put other methods into [[arms]] of their own")
+            raise ValueError(
+                "strategy goes with improve_human and improve_llm; put other methods into [[arms]] of their own"
+            )
         return self
 
 
@@ -223,13 +235,17 @@ class Experiment(Section):
         for teacher in [t for arms in self.arms for t in arms.teacher]:
             if teacher not in recorded + asked:
                 known = ", ".join(recorded + asked) or "(none: add a [teacher] table)"
-                raise ValueError(f"arms.teacher = {teacher!r}: neither recorded with the data nor [teacher] model; there are {known}")
+                raise ValueError(
+                    f"arms.teacher = {teacher!r}: neither recorded with the data nor [teacher] model; there are {known}"
+                )
         folder = self.teacher.prompts if self.teacher else None
         for strategy in [s for arms in self.arms for s in arms.strategy]:
             prompts.load(strategy, folder=folder)
         needs = [m for arms in self.arms if not arms.teacher for m in arms.method if m != "human"]
         if needs and self.teacher is None:
-            raise ValueError(f"arms.method = {needs[0]!r} asks a teacher: add a [teacher] table or name recorded ones in arms.teacher")
+            raise ValueError(
+                f"arms.method = {needs[0]!r} asks a teacher: add a [teacher] table or name recorded ones in arms.teacher"
+            )
         return self
 
     @property

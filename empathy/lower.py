@@ -99,7 +99,11 @@ class _Lowering:
     # ---- replies of others
 
     def recorded(self, responder: str) -> Stage:
-        return Stage(RepliesSpec(responder=Recorded(responder=responder)), {"dialogues": self.dialogues}, label=f"{responder} (recorded)")
+        return Stage(
+            RepliesSpec(responder=Recorded(responder=responder)),
+            {"dialogues": self.dialogues},
+            label=f"{responder} (recorded)",
+        )
 
     def asked(self, prompt: str, improves: Stage | None = None) -> Stage:
         t = self.x.teacher
@@ -139,7 +143,9 @@ class _Lowering:
             return Lesson(spec, who, None, self.answers(teacher))
         if method == "improve_human":
             human = self.recorded("human")
-            return Lesson(ImproveHuman(both_replies=train.both_replies), who, strategy, self.asked(str(strategy), human))
+            return Lesson(
+                ImproveHuman(both_replies=train.both_replies), who, strategy, self.asked(str(strategy), human)
+            )
         initial = self.answers(teacher)
         spec3 = ImproveLlm(both_replies=train.both_replies, rejected=train.rejected)
         return Lesson(spec3, who, strategy, self.asked(str(strategy), initial), initial)
@@ -222,7 +228,9 @@ class _Lowering:
 
         sft = None
         if regime != "dpo":
-            sft = checkpoint(Sft(optimiser=train.sft, tuning=train.how), {"examples": self.examples(lesson, "sft")}, "sft")
+            sft = checkpoint(
+                Sft(optimiser=train.sft, tuning=train.how), {"examples": self.examples(lesson, "sft")}, "sft"
+            )
         if regime == "sft":
             assert sft is not None
             return sft
@@ -234,7 +242,11 @@ class _Lowering:
     def answers_test(self, checkpoint: Stage, label: str) -> Stage:
         g = self.x.generate
         responder = Student(
-            system=g.system, temperature=g.temperature, max_tokens=g.max_tokens, seed=g.seed, precision=self.x.train.precision
+            system=g.system,
+            temperature=g.temperature,
+            max_tokens=g.max_tokens,
+            seed=g.seed,
+            precision=self.x.train.precision,
         )
         inputs = {"dialogues": self.dialogues, "checkpoint": checkpoint}
         return Stage(RepliesSpec(responder=responder, split="test"), inputs, label=label)
@@ -253,14 +265,18 @@ class _Lowering:
             repeats=j.repeats,
             attempts=j.attempts,
         )
-        return Stage(VerdictsSpec(judge=judge, cap_words=j.cap_words), {"dialogues": self.dialogues, "a": a, "b": b}, label=label)
+        return Stage(
+            VerdictsSpec(judge=judge, cap_words=j.cap_words), {"dialogues": self.dialogues, "a": a, "b": b}, label=label
+        )
 
     def lower(self) -> Lowered:
         inputs: dict[str, Stage] = {"dialogues": self.dialogues}
         names: dict[str, str] = {}
         lessons = list(self.lessons())
         learned = [lesson for lesson in lessons if lesson.teacher]
-        heldout = {j: {o: self.examples(lesson, o, "heldout") for o in ("sft", "dpo")} for j, lesson in enumerate(lessons)}
+        heldout = {
+            j: {o: self.examples(lesson, o, "heldout") for o in ("sft", "dpo")} for j, lesson in enumerate(lessons)
+        }
         human = self.recorded("human")
         inputs["human:replies"] = human
         for j, lesson in enumerate(lessons):
@@ -286,7 +302,9 @@ class _Lowering:
                     slot = f"a{len(cells):03d}"
                     label = f"{name} {regime} {lesson.name} seed={seed}"
                     checkpoint = self.tuned(base, lesson, regime, seed, label)
-                    cell = Cell(slot, name, regime, seed, lesson, checkpoint, self.answers_test(checkpoint, f"{label} answers"))
+                    cell = Cell(
+                        slot, name, regime, seed, lesson, checkpoint, self.answers_test(checkpoint, f"{label} answers")
+                    )
                     cells.append(cell)
                     names[slot] = cell.name
                     inputs |= {f"{slot}:checkpoint": checkpoint, f"{slot}:replies": cell.replies}
@@ -297,11 +315,15 @@ class _Lowering:
         report = Stage(spec, inputs, locator=names, label="report")
         return Lowered(report, tuple(cells), bases, _served_names(self.x, cells, bases))
 
-    def scores(self, slot: str, checkpoint: Stage, j: int, lesson: Lesson, heldout: dict[str, Stage]) -> dict[str, Stage]:
+    def scores(
+        self, slot: str, checkpoint: Stage, j: int, lesson: Lesson, heldout: dict[str, Stage]
+    ) -> dict[str, Stage]:
         """Held-out likelihood and preference accuracy."""
         found = {f"{slot}:nll:{j}": self.logprobs(checkpoint, heldout["sft"], f"held-out NLL {slot} {lesson.name}")}
         if lesson.teacher:
-            found[f"{slot}:pairs:{j}"] = self.logprobs(checkpoint, heldout["dpo"], f"held-out pairs {slot} {lesson.name}")
+            found[f"{slot}:pairs:{j}"] = self.logprobs(
+                checkpoint, heldout["dpo"], f"held-out pairs {slot} {lesson.name}"
+            )
         return found
 
     def compared(self, cell: Cell, base_slot: str, base_replies: Stage, human: Stage, j: int) -> dict[str, Stage]:
@@ -334,10 +356,16 @@ def _dpo(train: Train) -> Dpo:
 
 
 def _served_names(x: Experiment, cells: list[Cell], bases: dict[str, Stage]) -> dict[str, Stage]:
-    """"tiny" is a base; "tiny-sft-direct-gpt-4" a student, with its seed when the grid has several."""
+    """ "tiny" is a base; "tiny-sft-direct-gpt-4" a student, with its seed when the grid has several."""
     names = dict(bases)
     for cell in cells:
-        parts = [cell.student, cell.regime.replace("+", "-"), cell.lesson.method.type, cell.lesson.teacher, cell.lesson.strategy]
+        parts = [
+            cell.student,
+            cell.regime.replace("+", "-"),
+            cell.lesson.method.type,
+            cell.lesson.teacher,
+            cell.lesson.strategy,
+        ]
         parts += [f"seed{cell.seed}"] if len(x.grid.seed) > 1 else []
         names["-".join(p for p in parts if p)] = cell.checkpoint
     return names

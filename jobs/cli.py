@@ -67,14 +67,18 @@ def _serve(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    main = argparse.ArgumentParser(prog="empathy", description="Distil empathy from large language models into small students.")
+    main = argparse.ArgumentParser(
+        prog="empathy", description="Distil empathy from large language models into small students."
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, action: Command, text: str, file: bool | str = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         if file:
             command.add_argument("file", nargs="?" if file == "?" else None, help="the experiment (a TOML file)")
-        command.add_argument("--on", metavar="PROFILE", help="where and how fast: a TOML file, or a name in infra/profiles")
+        command.add_argument(
+            "--on", metavar="PROFILE", help="where and how fast: a TOML file, or a name in infra/profiles"
+        )
         command.add_argument("--store", metavar="URL", help="a folder or s3://bucket/prefix, instead of the profile's")
         command.set_defaults(action=action)
         return command
@@ -88,11 +92,15 @@ def parser() -> argparse.ArgumentParser:
     trace = add("trace", _trace, "one dialogue's whole life, from raw row to verdict", file=False)
     trace.add_argument("dialogue", help="the dialogue's id")
     trace.add_argument("file", help="the experiment (a TOML file)")
-    explain = add("explain", _explain, "what an artifact is, and how its key differs from its nearest sibling's", file=False)
+    explain = add(
+        "explain", _explain, "what an artifact is, and how its key differs from its nearest sibling's", file=False
+    )
     explain.add_argument("artifact", help="a key, or its first digits, or kind/key")
     add("doctor", _doctor, "check machine, packages, store, providers and (if given) an experiment", file="?")
     serve = add("serve", _serve, "put students behind an OpenAI-compatible endpoint", file=False)
-    serve.add_argument("students", nargs="+", help="names as `empathy plan` lists them, e.g. tiny tiny-sft-direct-rule-teacher")
+    serve.add_argument(
+        "students", nargs="+", help="names as `empathy plan` lists them, e.g. tiny tiny-sft-direct-rule-teacher"
+    )
     serve.add_argument("--file", required=True, help="the experiment whose students these are")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
     serve.add_argument("--port", type=int, default=8000)

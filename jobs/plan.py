@@ -15,7 +15,9 @@ from empathy.store import Store
 def asks_a_model(stage: Stage) -> bool:
     """Whether making the stage sends requests to a teacher or judge."""
     spec = stage.spec
-    return isinstance(spec, VerdictsSpec) or (isinstance(spec, RepliesSpec) and isinstance(spec.responder, TeacherReplies))
+    return isinstance(spec, VerdictsSpec) or (
+        isinstance(spec, RepliesSpec) and isinstance(spec.responder, TeacherReplies)
+    )
 
 
 def calls(stage: Stage, store: Store) -> int | None:
@@ -52,6 +54,12 @@ def text(experiment: Experiment, lowered: Lowered, store: Store) -> str:
         lines.append(f"{kind:<12}{counts[kind]:>8}{left[kind]:>9}{said:>15}")
     alone = sum(len(list(walk([c.replies]))) for c in lowered.cells)
     shared = len(list(walk([c.replies for c in lowered.cells])))
-    lines += ["", f"up to the students' replies, the arms share: {shared} stages instead of {alone} if each were run alone"]
-    lines += ["", *(f"  {'to make' if s.key in waiting else 'done   '}  {s.kind:<11} {s.key[:12]}  {s.label}" for s in stages)]
+    lines += [
+        "",
+        f"up to the students' replies, the arms share: {shared} stages instead of {alone} if each were run alone",
+    ]
+    lines += [
+        "",
+        *(f"  {'to make' if s.key in waiting else 'done   '}  {s.kind:<11} {s.key[:12]}  {s.label}" for s in stages),
+    ]
     return "\n".join(lines)

@@ -49,13 +49,19 @@ def show(file: str, on: str | None, store_url: str | None) -> int:
     lowered = lower(x)
     left = missing([lowered.report], store.done)
     if left:
-        raise ValueError(f"file = {file!r}: {len(left)} stages are not made in {store.url}; `empathy run {file}` makes them")
+        raise ValueError(
+            f"file = {file!r}: {len(left)} stages are not made in {store.url}; `empathy run {file}` makes them"
+        )
     return _show(x, lowered, store, file, profile)
 
 
 def _show(x: Experiment, lowered: Lowered, store: Store, file: str, profile: Profile) -> int:
     headline = report.Headline(
-        name=x.name, question=x.question, expect=x.expect, differs=x.differs, command=f"empathy run {file} --store {store.url}"
+        name=x.name,
+        question=x.question,
+        expect=x.expect,
+        differs=x.differs,
+        command=f"empathy run {file} --store {store.url}",
     )
     page = report.render(lowered.report, store, Path(profile.reports) / x.name, headline)
     print(report.headline(list(store.get(lowered.report).read(Estimate))))

@@ -29,14 +29,18 @@ def _pack(target: Path, files: list[Path]) -> None:
     root = Path(__file__).parent.parent
     for name in CODE:
         if (root / name).is_dir():
-            shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "node_modules"))
+            shutil.copytree(
+                root / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "node_modules")
+            )
     for file in files:
         shutil.copy(file, target / file.name)
     sizes = sorted(((p.stat().st_size, p) for p in target.rglob("*") if p.is_file()), reverse=True)
     total = sum(size for size, _ in sizes) / 2**20
     if total > MAX_SHIPPED_MIB:
         largest = ", ".join(f"{p.relative_to(target)} {size / 2**20:.1f} MiB" for size, p in sizes[:5])
-        raise ValueError(f"the code to ship is {total:.0f} MiB, over {MAX_SHIPPED_MIB}: take out what does not belong ({largest})")
+        raise ValueError(
+            f"the code to ship is {total:.0f} MiB, over {MAX_SHIPPED_MIB}: take out what does not belong ({largest})"
+        )
 
 
 def entrypoint(file: str, on: str | None, profile: profiles.Profile) -> str:
@@ -58,7 +62,9 @@ def submit(file: str, on: str | None, store_url: str | None, address: str | None
     print(f"{len(missing([lowered.report], store.done))} stages to make in {store.url}", file=sys.stderr)
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        raise ValueError("address: not given and RAY_ADDRESS is not set; name the cluster's job server, e.g. http://HEAD:8265")
+        raise ValueError(
+            "address: not given and RAY_ADDRESS is not set; name the cluster's job server, e.g. http://HEAD:8265"
+        )
     try:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:  # what Ray raises for no server, and for a missing or wrong token

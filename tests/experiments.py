@@ -42,8 +42,20 @@ method = "direct"
 regime = ["sft", "sft+dpo"]
 """
 
-THINGS = ["my dog died", "I lost my job", "my sister won a prize", "my car broke down", "I failed the exam", "we moved house"]
-ANSWERS = ["Oh no, I am so sorry about that. What happened?", "That must feel heavy. I am here.", "Great, tell me more!", "Okay."]
+THINGS = [
+    "my dog died",
+    "I lost my job",
+    "my sister won a prize",
+    "my car broke down",
+    "I failed the exam",
+    "we moved house",
+]
+ANSWERS = [
+    "Oh no, I am so sorry about that. What happened?",
+    "That must feel heavy. I am here.",
+    "Great, tell me more!",
+    "Okay.",
+]
 
 
 def write_dialogues(path: Path, n: int, prefix: str = "d") -> Path:
@@ -53,7 +65,12 @@ def write_dialogues(path: Path, n: int, prefix: str = "d") -> Path:
             "id": f"{prefix}{i}",
             "group": f"g{i % 5}",
             "situation": f"{THINGS[i % 6]} in week {i} of {prefix}",
-            "turns": [{"role": "user", "content": f"Last week {THINGS[i % 6]}, number {i} of {prefix}, and I keep thinking of it."}],
+            "turns": [
+                {
+                    "role": "user",
+                    "content": f"Last week {THINGS[i % 6]}, number {i} of {prefix}, and I keep thinking of it.",
+                }
+            ],
             "human_reply": f"{ANSWERS[i % 4]} It was number {i} for {prefix}.",
             "ratings": {"human": i % 3 + 1},
         }

@@ -31,7 +31,9 @@ def _student(stage: Stage) -> Student:
     return stage.spec.responder
 
 
-def student_set(weights: Sequence[Weights], engine: Engine, precision: str, names: Sequence[str] | None = None) -> StudentSet:
+def student_set(
+    weights: Sequence[Weights], engine: Engine, precision: str, names: Sequence[str] | None = None
+) -> StudentSet:
     """The students of one base as an engine takes them. `names` are their model names (default: their folders' keys)."""
     base = weights[0]
     named = list(names or [w.name for w in weights])
@@ -60,7 +62,9 @@ def generate(stages: Sequence[Stage], store: Store, engine: Engine, cache: Path,
         groups[weights.base_key, _student(stage).precision].append((stage, weights))
     for (_, precision), group in groups.items():
         distinct = {w.name: w for _, w in group}
-        with start_engine(student_set(list(distinct.values()), engine, precision), resources=resources(engine)) as students:
+        with start_engine(
+            student_set(list(distinct.values()), engine, precision), resources=resources(engine)
+        ) as students:
             render = renderer(group[0][1].base, group[0][1].template)
             jobs = [_Job(stage, weights.name, store, render, units) for stage, weights in group]
             _answer_all(jobs, students)

@@ -54,7 +54,13 @@ def test_two_betas_share_everything_but_the_dpo(tmp_path: Path) -> None:
     one = lower(tiny(tmp_path, train__dpo={"learning_rate": 1e-4, "beta": 0.1}))
     two = lower(tiny(tmp_path, train__dpo={"learning_rate": 1e-4, "beta": 0.5}))
     differing = [s for s in stages(two) if s.key not in keys(one)]
-    assert Counter(s.kind for s in differing) == {"checkpoint": 1, "replies": 1, "logprobs": 2, "verdicts": 3, "report": 1}
+    assert Counter(s.kind for s in differing) == {
+        "checkpoint": 1,
+        "replies": 1,
+        "logprobs": 2,
+        "verdicts": 3,
+        "report": 1,
+    }
     assert all(isinstance(s.spec.objective, Dpo) for s in differing if isinstance(s.spec, CheckpointSpec))
 
 
@@ -65,7 +71,9 @@ def test_names_paths_and_defaults_are_no_identity(tmp_path: Path) -> None:
 
 
 def test_one_more_row_of_data_changes_all(tmp_path: Path) -> None:
-    assert not keys(lower(tiny(tmp_path / "a", n=24))) & {s.key for s in stages(lower(tiny(tmp_path / "b", n=25))) if s.kind == "report"}
+    assert not keys(lower(tiny(tmp_path / "a", n=24))) & {
+        s.key for s in stages(lower(tiny(tmp_path / "b", n=25))) if s.kind == "report"
+    }
 
 
 def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
@@ -73,7 +81,9 @@ def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
     folder.mkdir()
     arms = [{"method": "improve_human", "strategy": ["naive", "all_three"]}]
     before = lower(tiny(tmp_path, arms=arms))
-    (folder / "naive.toml").write_text('name = "naive"\n[[wordings]]\nturns = ["Make it kinder.\\n{dialogue}\\nReply: {reply}"]\n')
+    (folder / "naive.toml").write_text(
+        'name = "naive"\n[[wordings]]\nturns = ["Make it kinder.\\n{dialogue}\\nReply: {reply}"]\n'
+    )
     teacher = {"provider": "embedded", "model": "rule-teacher", "prompts": str(folder)}
     after = lower(tiny(tmp_path, arms=arms, teacher=teacher))
     remade = [s for s in stages(after) if s.key not in keys(before)]
@@ -81,7 +91,9 @@ def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
     assert not [s.label for s in remade if "all_three" in s.label]
     untouched = {c.lesson.strategy: c.replies.key for c in before.cells}
     for cell in after.cells:
-        assert (cell.replies.key == untouched[cell.lesson.strategy]) == (cell.lesson.strategy == "all_three") or cell.regime == "sft"
+        assert (cell.replies.key == untouched[cell.lesson.strategy]) == (
+            cell.lesson.strategy == "all_three"
+        ) or cell.regime == "sft"
 
 
 @pytest.mark.parametrize(

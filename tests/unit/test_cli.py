@@ -1,0 +1,119 @@
+"""The commands that need no cluster: what they print, what they refuse, what they import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import profile as profiles
+from empathy.lower import lower
+from empathy.records import Dialogue, Reply
+from empathy.store import Store
+from jobs import cli, explain, submit
+from tests.experiments import tiny, tiny_file
+
+DEMO = str(Path(__file__).parents[2] / "jobs" / "experiments" / "demo.toml")
+
+
+def test_planning_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
+    code = (
+        "import json, sys; from jobs import cli; code = cli.main(sys.argv[1:]); "
+        "print(json.dumps([code, sorted(m for m in ('ray', 'torch', 'vllm', 'transformers') if m in sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", DEMO, "--store", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
+
+
+def test_plan_counts_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store")]) == 0
+    said = capsys.readouterr().out
+    assert "2 trained students, 29 stages, 29 to make" in said
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "nowhere.toml"], "nowhere.toml"),
+        (["plan", DEMO, "--on", "nowhere"], "nowhere"),
+        (["plan", DEMO, "--store", "ftp://x"], "unknown scheme"),
+        (["report", DEMO], "empathy run"),
+    ],
+)
+def test_refusals_are_one_message_and_exit_2(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert "Traceback" not in message
+
+
+def test_run_refuses_a_store_it_may_not_write_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["run", str(tiny_file(tmp_path)), "--store", str(tmp_path / "file" / "store")]) == 2
+    assert "store" in capsys.readouterr().err
+
+
+def test_profile_names_providers_it_knows() -> None:
+    with pytest.raises(ValueError, match=r"provider = 'opnai'.*openai"):
+        profiles.Profile().provider("opnai")
+
+
+def test_profile_store_is_absolute_and_never_in_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert profiles.load(None).store == str(tmp_path / "build" / "store")
+
+
+def test_explain_finds_by_prefix_and_names_the_sibling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    for n in (24, 25):
+        stage = lower(tiny(tmp_path / str(n), n=n)).report.inputs["dialogues"]
+        writer = store.writer(stage)
+        writer.write_records(0, [], Dialogue)
+        writer.commit({"made by": "test"})
+    assert explain.explain(stage.key[:10], None, store.url) == 0
+    said = capsys.readouterr().out
+    assert stage.key in said
+    assert "spec.digest" in said
+    with pytest.raises(ValueError, match="none in"):
+        explain.find(store, "zzz")
+
+
+def test_explain_refuses_an_ambiguous_prefix(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    lowered = lower(tiny(tmp_path / "x"))
+    for stage in (lowered.report.inputs["dialogues"], lowered.report.inputs["human:replies"]):
+        writer = store.writer(stage)
+        writer.write_records(0, [], Reply)
+        writer.commit()
+    with pytest.raises(ValueError, match="several begin so"):
+        explain.find(store, "")
+
+
+def test_the_shipped_code_is_small_and_whole(tmp_path: Path) -> None:
+    submit._pack(tmp_path, [tiny_file(tmp_path / "x")])
+    assert (tmp_path / "empathy" / "specs.py").is_file()
+    assert (tmp_path / "tiny.toml").is_file()
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_submit_names_the_largest_files_when_the_code_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "MAX_SHIPPED_MIB", 0.01)
+    with pytest.raises(ValueError, match=r"take out what does not belong \(\w+/"):
+        submit._pack(tmp_path, [])
+
+
+def test_entrypoint_carries_no_secret_and_quotes_paths(tmp_path: Path) -> None:
+    profile = profiles.load(None, str(tmp_path / "a store"))
+    command = submit.entrypoint("folder/exp.toml", None, profile)
+    assert command == f"python -m jobs.run exp.toml --store '{tmp_path}/a store'"
