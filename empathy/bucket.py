@@ -89,7 +89,10 @@ class BucketFiles(Files):
             response_checksum_validation="when_required",
         )
         try:
-            self._client = boto3.client("s3", endpoint_url=self._endpoint, region_name=region, config=config)
+            # A session of its own: boto3's default one keeps the first credentials it saw.
+            self._client = boto3.session.Session().client(
+                "s3", endpoint_url=self._endpoint, region_name=region, config=config
+            )
         except (BotoCoreError, ValueError) as error:  # a profile that does not exist, an endpoint that is no URL
             raise ValueError(f"store = {url!r}: {error}; correct AWS_PROFILE or `endpoint`") from error
 

@@ -189,9 +189,13 @@ class Store:
         there = self.files.exist_many([f"{kind}/{key}/{MANIFEST}" for kind, key in looked])
         return {key for (_, key), is_there in zip(looked, there, strict=True) if is_there}
 
-    def writer(self, stage: Stage, epoch: int = 0) -> Writer:
-        """A writer with a nonce of its own; `epoch` is the fencing number of the lease it writes under."""
-        return Writer(self.files, stage.identity, stage.key, uuid.uuid4().hex[:12], epoch)
+    def writer(self, stage: Stage, epoch: int | None = None) -> Writer:
+        """A writer with a nonce of its own.
+
+        `epoch` is the fencing number of the lease it writes under: by default that of the newest lease, if any.
+        """
+        number = newest_epoch(self.files, f"{stage.kind}/{stage.key}") if epoch is None else epoch
+        return Writer(self.files, stage.identity, stage.key, uuid.uuid4().hex[:12], number)
 
     def artifacts(self, kind: str | None = None) -> Iterator[Artifact]:
         """All finished artifacts, of one kind or of all, by kind and key."""

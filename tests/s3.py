@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from empathy.store import Store
+
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin", "setpriv")
 ACCESS, SECRET = "empathy-tests", "only-on-loopback"
 
@@ -48,9 +50,10 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A running gateway. `environment` is what a process needs to reach it."""
+    """A running gateway. `environment` is what a process needs to reach it, `administer` runs radosgw-admin."""
 
     endpoint: str
+    administer: Callable[..., str]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,7 +64,15 @@ class Server:
         import boto3
 
         keys = {"aws_access_key_id": ACCESS, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-        return boto3.client("s3", endpoint_url=self.endpoint, **keys)
+        return boto3.session.Session().client("s3", endpoint_url=self.endpoint, **keys)
+
+    def stranger(self) -> dict[str, str]:
+        """Keys of a new user who owns nothing."""
+        name, secret = f"u{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+        self.administer(
+            "user", "create", f"--uid={name}", f"--display-name={name}", f"--access-key={name}", f"--secret={secret}"
+        )
+        return {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": secret}
 
     def bucket(self) -> str:
         """The name of a new, empty bucket."""
@@ -201,7 +212,7 @@ def running_server() -> Iterator[Server]:
         cluster = _Cluster(Path(folder))
         try:
             cluster.start()
-            yield Server(f"http://127.0.0.1:{cluster.port}")
+            yield Server(f"http://127.0.0.1:{cluster.port}", functools.partial(cluster.call, "radosgw-admin"))
         finally:
             cluster.stop()
 
@@ -222,3 +233,18 @@ def s3_server() -> Server:
     if reason := absent():
         pytest.skip(reason)
     return shared_server()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store of each kind: what holds on a folder holds on a bucket."""
+    if request.param == "folder":
+        return Store.open(str(tmp_path / "store"))
+    return open_bucket(request.getfixturevalue("s3_server"), monkeypatch)
+
+
+def open_bucket(server: Server, monkeypatch: pytest.MonkeyPatch, endpoint: str | None = None) -> Store:
+    """A store in a new bucket, reached through `endpoint` (a proxy's) or directly; credentials come by environment."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return Store.open(f"s3://{server.bucket()}/some/prefix", endpoint=endpoint or server.endpoint)
