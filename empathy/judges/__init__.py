@@ -39,7 +39,7 @@ def _comparable(dialogue: Dialogue, stage: Stage, texts: dict[str, dict[str, str
 
 
 def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking[Verdict]]]:
-    """Every comparison of one part of a verdicts stage: (name unique within the stage, generator that makes its verdict).
+    """Every comparison of one part of a verdicts stage: (name unique in the stage, generator that makes its verdict).
 
     Joined by dialogue id, on the spec's split alone; both replies are treated alike first. Dialogues whose data records
     no reply on one side cannot be compared and are left out (the report counts them).

@@ -1,7 +1,7 @@
 """Which of two replies shows more empathy: the prompt, and beside it the reader of what comes back.
 
-Layout of the `robust` prompt (one system turn with the instructions, one user turn with the data). NONCE is 8 lower-case
-hex digits, new in every call; the two codes (letter digit letter digit, as K4T7) are new in every call too:
+Layout of the `robust` prompt (one system turn with the instructions, one user turn with the data). NONCE is 8
+lower-case hex digits, new in every call; the two codes (letter digit letter digit, as K4T7) are new in every call too:
 
     <<CASE NONCE>>
     Speaker: ...            one line a turn: "Speaker: " (role user), "Listener: " (role assistant)
@@ -159,8 +159,8 @@ def _total(counts: Sequence[int | None]) -> int | None:
 def compare(judge: Judge, dialogue: Dialogue, a: Treated, b: Treated, first: Side, repeat: int = 0) -> Asking[Verdict]:
     """One verdict on `a` and `b`, `first` shown first; yields a request for every attempt until an answer is readable.
 
-    `paper` mode makes one attempt whatever `judge.attempts`. A new attempt has new codes and a new nonce: at temperature 0
-    the old prompt would only bring the old answer back.
+    `paper` mode makes one attempt whatever `judge.attempts`. A new attempt has new codes and a new nonce: at
+    temperature 0 the old prompt would only bring the old answer back.
     """
     shown = (a.text, b.text) if first == "a" else (b.text, a.text)
     ident = verdict_id(judge, dialogue, shown, repeat)

@@ -67,18 +67,17 @@ def side_by_side(
     ]
 
 
-def _outcomes(tables: Iterable[Table], chosen: set[str]) -> Iterator[dict[str, str]]:
+def _outcomes(tables: Iterable[Table], chosen: set[str]) -> Iterator[dict[str, Any]]:
+    """won, lost, tie or what went wrong, of each call; the calls that showed the arm first come first."""
+    words = {"a": "won", "b": "lost", "tie": "tie"}
     for t in tables:
-        for row in t.rows.select(["dialogue_id", "first", "status", "overall"]).to_pylist():
-            if row["dialogue_id"] in chosen:
-                said = {"a": "won", "b": "lost", "tie": "tie"}.get(row["overall"], row["status"])
-                shown = "shown first" if row["first"] == "a" else "shown second"
-                yield {
-                    "slot": t.arm.slot,
-                    "dialogue": row["dialogue_id"],
-                    "opponent": t.judged.opponent,
-                    "text": f"{said} ({shown})",
-                }
+        rows = t.rows.select(["dialogue_id", "first", "status", "overall"]).to_pylist()
+        by_dialogue: dict[str, list[str]] = {}
+        for row in sorted((r for r in rows if r["dialogue_id"] in chosen), key=lambda r: str(r["first"])):
+            by_dialogue.setdefault(row["dialogue_id"], []).append(words.get(row["overall"], row["status"]))
+        for ident, outcomes in by_dialogue.items():
+            match = {"slot": t.arm.slot, "opponent": t.judged.opponent, "judge": t.judge}
+            yield match | {"dialogue": ident, "outcomes": outcomes}
 
 
 def served(tables: Iterable[Table]) -> list[dict[str, Any]]:
