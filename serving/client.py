@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -82,7 +82,9 @@ class _Line:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:  # what another attempt may heal
             billed = not isinstance(error, aiohttp.ClientConnectorError)
-            return Retry(self._hidden(f"{type(error).__name__}: {error}".encode())[:200].decode().rstrip(": "), unknown=billed)
+            return Retry(
+                self._hidden(f"{type(error).__name__}: {error}".encode())[:200].decode().rstrip(": "), unknown=billed
+            )
         return read_reply(self.provider, request, response.status, response.headers, self._hidden(raw))
 
     def judge(self, answer: Answer, lost: bool) -> None:
@@ -105,10 +107,15 @@ class _Line:
 
 
 class Client:
-    """Answers requests through the ledger. An async context manager, in one event loop."""
+    """Answers requests through the ledger. An async context manager, in one event loop; several `drive`s may share it."""
 
-    def __init__(self, providers: Mapping[str, Provider], ledger: Ledger, in_flight: int, counts: Counts):
-        self._providers, self._ledger, self._in_flight, self.counts = providers, ledger, in_flight, counts
+    def __init__(
+        self, providers: Mapping[str, Provider] | Sequence[Provider] | Provider, ledger: Ledger, in_flight: int = 64
+    ):
+        if isinstance(providers, Provider):
+            providers = [providers]
+        self._providers = providers if isinstance(providers, Mapping) else {p.name: p for p in providers}
+        self._ledger, self.in_flight = ledger, in_flight
         self._lines: dict[str, _Line] = {}
         self._claiming = Claiming(ledger)
         self._stack = AsyncExitStack()
@@ -126,10 +133,12 @@ class Client:
 
     def _provider(self, request: Request) -> Provider:
         if request.provider not in self._providers:
-            raise ValueError(f"provider = {request.provider!r}: not given to the client; there are {', '.join(self._providers)}")
+            raise ValueError(
+                f"provider = {request.provider!r}: not given to the client; there are {', '.join(self._providers)}"
+            )
         return self._providers[request.provider]
 
-    def known(self, request: Request) -> Answer | None:
+    def known(self, request: Request, counts: Counts) -> Answer | None:
         """The reply that the ledger has, unless a model answered that is not accepted (then it may be asked for again)."""
         answer = self._ledger.get(request.key)
         if answer is None:
@@ -137,97 +146,137 @@ class Client:
         if not self._provider(request).accepts(request.model, answer.model_served):
             self._ledger.forget(request.key)
             return None
-        self.counts.from_ledger += 1
+        counts.from_ledger += 1
         return answer
 
-    async def answer(self, request: Request) -> Answer:
-        """The reply, from the ledger, from whoever is asking for it now, or from the provider.
+    async def answer(self, request: Request, counts: Counts) -> Answer:
+        """The reply: from the ledger, from whoever is asking for it now, or from the provider.
 
-        Raises ProviderStopped, ProviderDown, or OSError when the ledger cannot be written.
+        Raises ProviderStopped, ProviderDown, or OSError when the ledger cannot be read or written.
         """
         provider = self._provider(request)
         while await self._claiming.ours(request.key):
             try:
-                if self._stopping:
-                    raise asyncio.CancelledError
-                if (answer := await self._ask(request)) is not None:
+                if (answer := await self._ask(request, counts)) is not None:
                     return answer
             finally:
                 self._claiming.done(request.key)
         answer = self._ledger.get(request.key)
         assert answer is not None, "whoever waited is told when the reply is there"
         provider.check_served(request.model, answer.model_served)
-        self.counts.from_ledger += 1
+        counts.from_ledger += 1
         return answer
 
     async def stop(self, tasks: Collection[asyncio.Task[None]]) -> None:
         """Send nothing more. What is in flight is paid for: its replies are awaited (for a while) and kept."""
         self._stopping = True
-        waiting = [t for t in tasks if t not in self._sending]
-        for task in waiting:
-            task.cancel()
-        if self._sending:
-            await asyncio.wait(set(self._sending), timeout=DRAIN_S)
+        for task in tasks:
+            if task not in self._sending:
+                task.cancel()
+        if sending := self._sending.intersection(tasks):
+            await asyncio.wait(sending, timeout=DRAIN_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _line(self, provider: Provider) -> _Line:
+    def _line(self, provider: Provider) -> _Line:
         if provider.name not in self._lines:
-            self._lines[provider.name] = line = _Line(provider, self._in_flight)
+            self._lines[provider.name] = line = _Line(provider, self.in_flight)
             self._stack.push_async_callback(line.session.close)
         return self._lines[provider.name]
 
-    async def _ask(self, request: Request) -> Answer | None:
+    async def _ask(self, request: Request, counts: Counts) -> Answer | None:
         """Send until there is an answer; None when the claim was lost before sending (we were taken for dead)."""
-        line = await self._line(self._provider(request))
+        line = self._line(self._provider(request))
         try:
             body = orjson.dumps(request.body)
         except TypeError as error:  # a lone surrogate: no JSON can carry it
             return Answer("", "refused", refused=f"the request cannot be encoded: {error}")
         async with line.places:
-            if self._stopping or not await self._claiming.sure(request.key):
+            if not await self._claiming.sure(request.key):
                 return None
-            answer, lost = await self._persist(line, request, body)
-            if not lost and answer.finish_reason != "refused":
+            answer, lost = await self._persist(line, request, body, counts)
+            if answer.finish_reason != "refused":
                 self._ledger.record(request, answer)
-                self.counts.tokens_in += answer.tokens_in or 0
-                self.counts.tokens_out += answer.tokens_out or 0
+                counts.tokens_in += answer.tokens_in or 0
+                counts.tokens_out += answer.tokens_out or 0
         line.judge(answer, lost)
         line.provider.check_served(request.model, answer.model_served)
         return answer
 
-    async def _in_flight_now(self, attempt: Coroutine[Any, Any, Answer | Retry]) -> Answer | Retry:
+    async def _attempt(self, line: _Line, request: Request, body: bytes) -> Answer | Retry:
         task = asyncio.current_task()
         assert task is not None
+        if self._stopping:
+            raise asyncio.CancelledError
         self._sending.add(task)
         try:
-            return await attempt
+            return await line.attempt(request, body)
         finally:
             self._sending.discard(task)
 
-    async def _persist(self, line: _Line, request: Request, body: bytes) -> tuple[Answer, bool]:
+    async def _persist(self, line: _Line, request: Request, body: bytes, counts: Counts) -> tuple[Answer, bool]:
         """Attempt until something comes of it. (answer, whether it stands for no answer at all)"""
         provider, began, failed, sent = line.provider, time.monotonic(), 0, 0
         while True:
             while (pause := line.paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(pause + random.uniform(0, 0.2 * pause))
-            self.counts.calls += 1
             sent += 1
-            outcome = await self._in_flight_now(line.attempt(request, body))
+            counts.calls += 1
+            outcome = await self._attempt(line, request, body)
             if isinstance(outcome, Answer):
-                return Answer(**{**asdict(outcome), "attempts": sent}) if sent > 1 else outcome, False
+                return (replace(outcome, attempts=sent) if sent > 1 else outcome), False
             failed += not outcome.limited
-            self.counts.limited += outcome.limited
-            self.counts.unknown += outcome.unknown
-            wait = outcome.after_s if outcome.after_s is not None else _backoff_s(provider, sent)
-            if self._stopping or failed >= provider.attempts or time.monotonic() - began + wait > provider.patience_s:
-                return Answer("", "refused", refused=f"no answer after {sent} attempts: {outcome.reason}", attempts=sent), True
-            self.counts.retries += 1
+            counts.limited += outcome.limited
+            counts.unknown += outcome.unknown
+            wait_s = outcome.after_s if outcome.after_s is not None else _backoff_s(provider, sent)
+            if failed >= provider.attempts or time.monotonic() - began + wait_s > provider.patience_s:
+                return Answer(
+                    "", "refused", refused=f"no answer after {sent} attempts: {outcome.reason}", attempts=sent
+                ), True
+            counts.retries += 1
             if outcome.limited:
-                line.paused_until = max(line.paused_until, time.monotonic() + wait)
+                line.paused_until = max(line.paused_until, time.monotonic() + wait_s)
             else:
-                await asyncio.sleep(wait)
+                await asyncio.sleep(wait_s)
+
+    async def drive(
+        self, askings: Iterable[tuple[str, Asking[T]]], counts: Counts | None = None
+    ) -> AsyncGenerator[tuple[str, T], None]:
+        """Run generators of requests; yields (id, record) as each ends. See the function `drive`."""
+        counts = Counts() if counts is None else counts
+        window, feed = max(LOOK_AHEAD, 2 * self.in_flight), iter(askings)
+        out: asyncio.Queue[tuple[str, Any, Exception | None]] = asyncio.Queue()
+        tasks: set[asyncio.Task[None]] = set()
+        exhausted, open_rows = False, 0
+        try:
+            while not exhausted or open_rows:
+                while not exhausted and open_rows < window:
+                    item = next(feed, None)
+                    if item is None:
+                        exhausted = True
+                        break
+                    ident, asking = item
+                    outcome = _advance(self, asking, None, counts)
+                    if isinstance(outcome, _Pending):
+                        task = asyncio.create_task(_finish(self, ident, outcome, counts, out))
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
+                        open_rows += 1
+                    else:
+                        yield ident, outcome
+                        await asyncio.sleep(0)  # rows that the ledger answers must not hold up calls in flight
+                while open_rows and (
+                    exhausted or open_rows > window // 2
+                ):  # refilled when half empty: fewer, larger claims
+                    ident, record, error = await out.get()
+                    open_rows -= 1
+                    if error is not None:
+                        raise error
+                    yield ident, record
+        finally:
+            if open_rows:  # not at the end of its own accord
+                await self.stop(tasks)
 
 
 def _backoff_s(provider: Provider, sent: int) -> float:
@@ -243,11 +292,11 @@ class _Pending:
     request: Request
 
 
-def _advance(client: Client, asking: Asking[T], answer: Answer | None) -> T | _Pending:
+def _advance(client: Client, asking: Asking[T], answer: Answer | None, counts: Counts) -> T | _Pending:
     """Send answers into the generator as long as the ledger has them. The record, or what is still to be asked."""
     try:
         request = asking.send(answer) if answer is not None else next(asking)
-        while (known := client.known(request)) is not None:
+        while (known := client.known(request, counts)) is not None:
             request = asking.send(known)
     except StopIteration as end:  # how a generator returns its value
         value: T = end.value
@@ -255,12 +304,12 @@ def _advance(client: Client, asking: Asking[T], answer: Answer | None) -> T | _P
     return _Pending(asking, request)
 
 
-async def _finish(client: Client, ident: str, pending: _Pending, out: asyncio.Queue[Any]) -> None:
+async def _finish(client: Client, ident: str, pending: _Pending, counts: Counts, out: asyncio.Queue[Any]) -> None:
     """Carry one asking to its record; what goes wrong is handed to whoever drives."""
     try:
         outcome: Any = pending
         while isinstance(outcome, _Pending):
-            outcome = _advance(client, outcome.asking, await client.answer(outcome.request))
+            outcome = _advance(client, outcome.asking, await client.answer(outcome.request, counts), counts)
         out.put_nowait((ident, outcome, None))
     except Exception as error:  # re-raised by `drive`: a task has no caller
         out.put_nowait((ident, None, error))
@@ -272,44 +321,14 @@ async def drive(
     ledger: Ledger,
     in_flight: int = 64,
     counts: Counts | None = None,
-) -> AsyncIterator[tuple[str, T]]:
+) -> AsyncGenerator[tuple[str, T], None]:
     """Run generators of requests, at most `in_flight` requests at a time; yields (id, record) as each ends.
 
     Askings are taken as they are needed (any number streams through). Every reply goes through `ledger`; when the iterator is
     exhausted or closed all of them are durable and no claim is left open. Raises what a generator raises; ValueError for a
     missing key before anything is sent; ProviderStopped, ProviderDown; OSError when the ledger cannot be read or written.
     """
-    if isinstance(providers, Provider):
-        providers = [providers]
-    if not isinstance(providers, Mapping):
-        providers = {p.name: p for p in providers}
-    window, feed = max(LOOK_AHEAD, 2 * in_flight), iter(askings)
-    out: asyncio.Queue[tuple[str, Any, Exception | None]] = asyncio.Queue()
-    tasks: set[asyncio.Task[None]] = set()
-    exhausted, open_rows = False, 0
-    async with Client(providers, ledger, in_flight, Counts() if counts is None else counts) as client:
-        try:
-            while not exhausted or open_rows:
-                # Filled when half empty, so that claims are made for many at once.
-                while not exhausted and open_rows < window:
-                    item = next(feed, None)
-                    if item is None:
-                        exhausted = True
-                        break
-                    outcome = _advance(client, item[1], None)
-                    if isinstance(outcome, _Pending):
-                        task = asyncio.create_task(_finish(client, item[0], outcome, out))
-                        tasks.add(task)
-                        task.add_done_callback(tasks.discard)
-                        open_rows += 1
-                    else:
-                        yield item[0], outcome
-                        await asyncio.sleep(0)  # rows that the ledger answers must not hold up calls in flight
-                while open_rows and (exhausted or open_rows > window // 2):
-                    ident, record, error = await out.get()
-                    open_rows -= 1
-                    if error is not None:
-                        raise error
-                    yield ident, record
-        finally:
-            await client.stop(tasks)
+    async with Client(providers, ledger, in_flight) as client:
+        async with aclosing(client.drive(askings, counts)) as answered:
+            async for item in answered:
+                yield item

@@ -62,7 +62,12 @@ class Engine:
     async def counts(self, request: web.Request) -> web.Response:
         """`finished` are [request id, unix time]; only replies with status 200 are among them."""
         total, distinct = sum(self.asked.values()), len(self.asked)
-        numbers = {"total": total, "distinct": distinct, "in_flight": self.in_flight, "most_in_flight": self.most_in_flight}
+        numbers = {
+            "total": total,
+            "distinct": distinct,
+            "in_flight": self.in_flight,
+            "most_in_flight": self.most_in_flight,
+        }
         return _json(numbers | {"finished": self.finished})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
@@ -72,7 +77,10 @@ class Engine:
             messages = tuple(Turn(m["role"], m["content"]) for m in body["messages"])
             text = MODELS[body["model"]](messages)
         except (ValueError, KeyError, TypeError) as error:  # not a chat, another model, or no prompt of our judges
-            return _json({"error": {"code": "bad_request", "message": f"not a chat request for {', '.join(MODELS)}: {error!r}"}}, 400)
+            return _json(
+                {"error": {"code": "bad_request", "message": f"not a chat request for {', '.join(MODELS)}: {error!r}"}},
+                400,
+            )
         self.asked[ident] += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -111,7 +119,13 @@ def completion(ident: str, body: dict[str, Any], text: str) -> dict[str, Any]:
         "object": "chat.completion",
         "created": int(time.time()),
         "model": body["model"],
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "length" if cut else "stop"}],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": "length" if cut else "stop",
+            }
+        ],
         "usage": {"prompt_tokens": tokens_in, "completion_tokens": len(words), "total_tokens": tokens_in + len(words)},
     }
 
@@ -119,9 +133,17 @@ def completion(ident: str, body: dict[str, Any], text: str) -> dict[str, Any]:
 def faulty(fault: Fault, faults: Faults, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of a reply that `fault` has befallen."""
     if fault.isdigit():
-        errors = {"400": "the content was blocked by our policy", "401": "Incorrect API key provided", "402": "balance exhausted"}
+        errors = {
+            "400": "the content was blocked by our policy",
+            "401": "Incorrect API key provided",
+            "402": "balance exhausted",
+        }
         headers = {"Retry-After": faults.retry_after} if fault == "429" else {}
-        return int(fault), headers, orjson.dumps({"error": {"code": fault, "message": errors.get(fault, "try again later")}})
+        return (
+            int(fault),
+            headers,
+            orjson.dumps({"error": {"code": fault, "message": errors.get(fault, "try again later")}}),
+        )
     choice = body["choices"][0]
     match fault:
         case "html":
@@ -144,7 +166,9 @@ def faulty(fault: Fault, faults: Faults, body: dict[str, Any]) -> tuple[int, dic
     return 200, {}, raw[: len(raw) // 2] if fault == "broken" else raw
 
 
-async def _send(request: web.Request, status: int, headers: dict[str, str], raw: bytes, fault: Fault) -> web.StreamResponse:
+async def _send(
+    request: web.Request, status: int, headers: dict[str, str], raw: bytes, fault: Fault
+) -> web.StreamResponse:
     response = web.StreamResponse(status=status, headers={"Content-Type": "application/json"} | headers)
     if fault == "reset":
         assert request.transport is not None
@@ -165,22 +189,28 @@ def _json(body: Any, status: int = 200) -> web.Response:
 
 
 class Scripted:
-    """The server as a child process on a free port of 127.0.0.1; it also ends when its parent does, however that ends."""
+    """The server as a child process; it also ends when its parent does, however that ends."""
 
-    def __init__(self, faults: Faults | None = None, port: int = 0):
-        self.faults, self.port, self.url = faults or Faults(), port, ""
+    def __init__(self, faults: Faults | None = None, port: int = 0, host: str = "127.0.0.1"):
+        self.faults, self.url = faults or Faults(), ""
+        options = {"port": str(port), "host": host, "faults": orjson.dumps(asdict(self.faults)).decode()}
+        self._options = [word for name, value in options.items() for word in (f"--{name}", value)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Scripted:
-        command = [sys.executable, "-m", "serving.scripted", "--port", str(self.port), "--faults", orjson.dumps(asdict(self.faults)).decode()]
-        self._process = subprocess.Popen([*command, "--with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-m", "serving.scripted", *self._options, "--with-parent"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().decode().strip()
         if not self.url:
-            raise OSError(f"the embedded teacher did not start (exit code {self._process.wait()}); its message is above")
+            raise OSError(
+                f"the embedded teacher did not start (exit code {self._process.wait()}); its message is above"
+            )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._process is not None
         self._process.terminate()
         self._process.wait()

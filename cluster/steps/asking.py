@@ -1,0 +1,230 @@
+"""Teacher replies and verdicts: parts are shared out to processes, each keeps many calls in flight, every reply in the ledger.
+
+The unit is a part of a stage. Finished parts are skipped; a broken run pays for nothing twice, because the ledger knows what was
+answered. Several stages go through one set of workers, so starting those is paid once for a grid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from empathy.requests import Asking
+from empathy.stages import Stage
+from empathy.store import Store, Writer
+from serving.client import Client, Counts
+from serving.ledger import Ledger
+from serving.providers import Provider
+
+Builder = Callable[[Stage, Store, int], Iterator[tuple[str, Asking[Any]]]]
+Report = Callable[[Stage, int, int], None]
+"""(stage, dialogues done, dialogues in all)."""
+PARTS_AT_ONCE = 3
+"""While the last calls of a part are awaited, the next one is already being asked."""
+PARTS_A_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to ask: its records are of `record_cls`, made by the generators of `builder(stage, store, part)`."""
+
+    stage: Stage
+    record_cls: type
+    builder: Builder
+    dialogues: tuple[int, ...]
+    """How many dialogues each part is about."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Part `part` of job number `job` is in the store."""
+
+    job: int
+    part: int
+
+
+# ---------------------------------------------------------------- one process
+
+
+def _drops(records: Sequence[Any]) -> Counter[str]:
+    """Rows without a usable outcome, by reason (what stands before a colon)."""
+    reasons = (str(getattr(r, "dropped", None) or getattr(r, "status", "ok")) for r in records)
+    return Counter(f"dropped: {reason.partition(':')[0]}" for reason in reasons if reason != "ok")
+
+
+async def _answer_part(client: Client, store: Store, job: Job, part: int) -> None:
+    """Ask for every row of one part and write it, in the builder's order."""
+    counts, records = Counts(), dict[str, Any]()
+    askings = await asyncio.to_thread(lambda: list(job.builder(job.stage, store, part)))
+    async with aclosing(client.drive(askings, counts)) as answered:
+        async for name, record in answered:
+            records[name] = record
+    ordered = [records[name] for name, _ in askings]
+    assert len(records) == len(askings), f"{job.stage!r}: two askings of part {part} have one name"
+    said = {**_drops(ordered), **{name: n for name, n in counts.as_dict().items() if n}}
+    await asyncio.to_thread(store.writer(job.stage).write_records, part, ordered, job.record_cls, said)
+
+
+async def _answer_parts(
+    store: Store, ledger: Ledger, providers: Sequence[Provider], in_flight: int, jobs: Sequence[Job], parts: Sequence[Done]
+) -> AsyncGenerator[Done, None]:
+    """Make `parts`, a few at a time; yields each when it is written. Raises what the first failing part raised."""
+    waiting, running = list(reversed(parts)), dict[asyncio.Task[None], Done]()
+    async with Client(providers, ledger, in_flight) as client:
+        try:
+            while waiting or running:
+                while waiting and len(running) < PARTS_AT_ONCE:
+                    item = waiting.pop()
+                    running[asyncio.create_task(_answer_part(client, store, jobs[item.job], item.part))] = item
+                finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished:
+                    task.result()
+                    yield running.pop(task)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+class Asker:
+    """What one worker process holds: the store, the ledger, the jobs."""
+
+    def __init__(self, store: Store, providers: Sequence[Provider], in_flight: int, jobs: Sequence[Job]):
+        for provider in providers:
+            provider.key()
+        self._store, self._ledger = store, Ledger(store.files)
+        self._providers, self._in_flight, self._jobs = providers, in_flight, jobs
+
+    def answer(self, parts: Sequence[Done], tell: Callable[[Done], None]) -> None:
+        """Make `parts`; `tell` hears of each."""
+
+        async def work() -> None:
+            made = _answer_parts(self._store, self._ledger, self._providers, self._in_flight, self._jobs, parts)
+            async with aclosing(made) as answered:
+                async for done in answered:
+                    tell(done)
+
+        asyncio.run(work())
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        """A batch of Ray Data: columns job and part."""
+        parts = [Done(int(j), int(k)) for j, k in zip(batch["job"], batch["part"], strict=True)]
+        done: list[Done] = []
+        self.answer(parts, done.append)
+        return {"job": [d.job for d in done], "part": [d.part for d in done]}
+
+
+# ---------------------------------------------------------------- many processes
+
+
+def _in_ray(asker: tuple[Any, ...], parts: Sequence[Done], workers: int, tell: Callable[[Done], None]) -> None:
+    """Ray Data shards the parts over `workers` actors; what comes back is one small row a part."""
+    import ray
+
+    batch = max(1, min(PARTS_A_BATCH, len(parts) // (2 * workers)))
+    blocks = math.ceil(len(parts) / batch)
+    rows = [{"job": p.job, "part": p.part} for p in parts]
+    made = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+        Asker,
+        fn_constructor_args=asker,
+        batch_size=batch,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=min(workers, blocks)),
+        num_cpus=1,
+    )
+    with _plain_errors():
+        for row in made.iter_rows():
+            tell(Done(row["job"], row["part"]))
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a worker raised, as it was raised there: a user mends a ValueError, not a RayTaskError."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, RayError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, ValueError | OSError):
+            raise cause from None
+        raise
+
+
+def _here(asker: tuple[Any, ...], parts: Sequence[Done], tell: Callable[[Done], None]) -> None:
+    worker = Asker(*asker)
+    try:
+        worker.answer(parts, tell)
+    finally:
+        worker.close()
+
+
+def ask_all(
+    jobs: Sequence[Job],
+    store: Store,
+    providers: Mapping[str, Provider],
+    workers: int,
+    in_flight: int,
+    progress: Report,
+) -> None:
+    """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this one).
+
+    Each stage is committed when its last part is there. Raises ValueError for a missing key or a provider that stopped,
+    ConnectionError for one that is down, OSError for a store that fails; what was answered is kept.
+    """
+    for provider in providers.values():
+        provider.key()
+    began, writers = time.monotonic(), [store.writer(job.stage) for job in jobs]
+    left = {j: set(range(len(job.dialogues))) - writers[j].finished_indices() for j, job in enumerate(jobs)}
+
+    def said(j: int) -> None:
+        stage, dialogues = jobs[j].stage, jobs[j].dialogues
+        progress(stage, sum(n for k, n in enumerate(dialogues) if k not in left[j]), sum(dialogues))
+        if not left[j]:
+            _commit(store, writers[j], stage, time.monotonic() - began)
+
+    def tell(done: Done) -> None:
+        left[done.job].discard(done.part)
+        said(done.job)
+
+    for j in left:
+        said(j)
+    if parts := [Done(j, k) for j in left for k in sorted(left[j])]:
+        asker = (store, tuple(providers.values()), in_flight, jobs)
+        if workers:
+            _in_ray(asker, parts, workers, tell)
+        else:
+            _here(asker, parts, tell)
+
+
+def _commit(store: Store, writer: Writer, stage: Stage, wall_s: float) -> None:
+    try:
+        writer.commit(made={"wall_s": round(wall_s, 3)})
+    except FileExistsError:  # another run of this stage was first: it had the same parts, and the artifact is the same
+        assert store.done(stage)
+
+
+def ask(
+    stage: Stage,
+    store: Store,
+    providers: Mapping[str, Provider],
+    workers: int,
+    in_flight: int,
+    record_cls: type,
+    builder: Builder,
+    progress: Report,
+) -> None:
+    """Make one stage, in the parts of its input `dialogues`. See `ask_all`."""
+    dialogues = tuple(part.rows or 0 for part in store.get(stage.inputs["dialogues"]).parts)
+    ask_all([Job(stage, record_cls, builder, dialogues)], store, providers, workers, in_flight, progress)
