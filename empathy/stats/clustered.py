@@ -50,7 +50,7 @@ def clustered_ratio(numerator_N: Floats, denominator_N: Floats, cluster_N: Ints)
     ratio estimator (Cochran 1977, section 6.3, rows replaced by cluster totals). A denominator of ones gives the mean.
     """
     total = float(denominator_N.sum())
-    clusters = len(np.unique(cluster_N))
+    clusters = int(np.count_nonzero(np.bincount(cluster_N)))
     if total == 0:
         return Interval(None, None, None, None, len(cluster_N), clusters)
     ratio = float(numerator_N.sum()) / total

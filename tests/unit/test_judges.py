@@ -134,7 +134,8 @@ def test_codes_and_nonce_are_new_in_every_call_and_equal_in_every_process() -> N
 
     calls = [codes("a", 0), codes("b", 0), codes("a", 1), codes("a", 0, treat("Another reply.", 97))]
     assert len({part for call in calls for part in call}) == 12
-    program = "from tests.unit.test_judges import *; (r,), _ = driven(compare(ROBUST, CASE, A, B, 'a'), Answer('', refused='x')); print(r.key)"
+    ask = "(r,), _ = driven(compare(ROBUST, CASE, A, B, 'a'), Answer('', refused='x'))"
+    program = f"from tests.unit.test_judges import *; {ask}; print(r.key)"
     other = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
