@@ -40,12 +40,15 @@ KEEP_ALIVE_S = 5
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray sets aside for each replica (an engine), how many there are, and with how many threads one computes."""
+    """What Ray sets aside for each replica (an engine), and how many there are.
+
+    On a CPU an engine computes with num_cpus threads (at least one): more threads than free cores are far slower than
+    fewer, because they wait for each other in loops.
+    """
 
     replicas: int = 1
     num_cpus: float = 1
     num_gpus: float = 0
-    cpu_threads: int | None = None  # on a CPU; None: all cores of the node
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def start_engine(
     key = http.read_key() if http else ""  # before anything is started
     name = app_name or f"students-{students.digest}"
     serve.start(proxy_location="Disabled")  # no effect where Serve already runs
-    application = _deployment(students, resources, http).bind(students, resources.cpu_threads)
+    application = _deployment(students, resources, http).bind(students, max(1, int(resources.num_cpus)))
     handle = serve.run(application, name=name, route_prefix=None)
     try:
         ready = handle.ready.remote().result()

@@ -6,33 +6,28 @@ Every request, the base's too, goes through a LoRA slot when the engine has any 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from serving.adapters import Adapter, check_base, max_rank, read_adapter, write_zero_adapter
+from serving import vllm_engine
+from serving.adapters import check_base, read_adapter
 from serving.bulk import Completion, StudentRequest, Unanswered
-from serving.students import PROBES, StudentSet, probe_ids, renderer, rendering_sha256
+from serving.proofs import ALIVE_TOKENS, Logprobs, check_rendering, prove_alive, prove_rendering
+from serving.students import StudentSet
 
 ENGINE_DIED = 70  # exit status of a replica whose engine process died: Serve starts a new one at once
-ALIVE_TOLERANCE = 1e-6  # of a log-probability; an ignored adapter repeats the base's computation exactly
-ALIVE_TOKENS = 8
-INTERNAL_BASE = "the engine's own base"  # never asked for: with adapters, the base answers through the zero adapter
-
-log = logging.getLogger("ray.serve")
 
 
 class StudentEngine:
     """The deployment's class. What a user can mend (a bad adapter, another template) is raised by `ready`."""
 
-    async def __init__(self, students: StudentSet, cpu_threads: int | None = None) -> None:
+    async def __init__(self, students: StudentSet, cpu_threads: int = 1) -> None:
         started = time.monotonic()
-        set_environment(cpu_threads)
+        vllm_engine.set_environment(cpu_threads)
         self.students = students
         self.refusal: str | None = None
         self.alive: dict[str, float] = {}
@@ -47,11 +42,12 @@ class StudentEngine:
         base = Path(self.students.base)
         check_base(base)
         adapters = [read_adapter(name, Path(path), base) for name, path in self.students.adapters.items()]
-        self.engine = _start_engine(self.students, adapters)
-        self.loras = await _load_adapters(self.engine, self.students, adapters)
-        self.chat, self.completion = _openai_serving(self.engine, self.students, self.loras)
-        await self._prove_rendering()
-        await self._prove_alive()
+        check_rendering(self.students)
+        self.engine = vllm_engine.start(self.students, adapters)
+        self.loras = await vllm_engine.load_adapters(self.engine, self.students, adapters)
+        self.chat, self.completion = vllm_engine.openai_handlers(self.engine, self.students, self.loras)
+        await prove_rendering(self.students, self.chat)
+        self.alive = await prove_alive(self.students, self._logprobs)
 
     async def ready(self) -> dict[str, Any]:
         """What started: start_s, alive (largest change of a log-probability by adapter), names, pid.
@@ -167,41 +163,7 @@ class StudentEngine:
             # As in vLLM's own server, where one function turns exceptions of every kind into OpenAI errors.
             return create_error_response(error)
 
-    # ---- proofs before traffic
-
-    async def _prove_rendering(self) -> None:
-        """The endpoint renders the probes to the same token ids as `students.renderer`, and as training did."""
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-
-        render = renderer(self.students.base, self.students.chat_template)
-        for probe in PROBES:
-            expected = probe_ids(render, probe)
-            if expected is None:
-                continue
-            request = ChatCompletionRequest(model=self.students.names[0], messages=[dict(message) for message in probe])
-            _, inputs = await self.chat.online_renderer.render_chat(request)
-            served = list(inputs[0]["prompt_token_ids"])
-            if served != expected:
-                text = f"vLLM renders {dict(probe[-1])} to {served}, the tokenizer to {expected}"
-                raise ValueError(f"chat_template: {text}")
-        found = rendering_sha256(render)
-        if self.students.rendering_sha256 not in (None, found):
-            text = f"rendering_sha256 = {self.students.rendering_sha256}: here it is {found}"
-            raise ValueError(f"{text}; serve the tokenizer and chat_template that the student was trained with")
-
-    async def _prove_alive(self) -> None:
-        """Every adapter changes the log-probabilities of the probes' replies. Raises ValueError naming a dead one."""
-        render = renderer(self.students.base, self.students.chat_template)
-        prompts = [ids for ids in (probe_ids(render, probe) for probe in PROBES) if ids is not None]
-        base = [await self._logprobs(prompt, self.students.base_name) for prompt in prompts]
-        for name in self.students.adapters:
-            tuned = [await self._logprobs(prompt, name) for prompt in prompts]
-            self.alive[name] = max(_difference(a, b) for a, b in zip(base, tuned, strict=True))
-            if self.alive[name] <= ALIVE_TOLERANCE:
-                raise ValueError(f"adapter {name!r} changes nothing: its log-probabilities are those of the base")
-
-    async def _logprobs(self, prompt_ids: list[int], student: str) -> list[tuple[int, float]]:
-        """Greedy (token, log-probability) pairs, one request at a time so that base and adapter run the same shapes."""
+    async def _logprobs(self, prompt_ids: list[int], student: str) -> Logprobs:
         from vllm import SamplingParams, TokensPrompt
 
         sampling = SamplingParams(temperature=0.0, max_tokens=ALIVE_TOKENS, logprobs=1)
@@ -216,108 +178,3 @@ def _check_length(request: StudentRequest, max_model_len: int) -> None:
             f"prompt of {len(request.prompt_ids)} tokens and max_tokens = {request.max_tokens}: "
             f"both must be at least 1, and together at most max_model_len = {max_model_len}"
         )
-
-
-def _difference(base: list[tuple[int, float]], tuned: list[tuple[int, float]]) -> float:
-    """Infinity where the greedy tokens part, else the largest change of a log-probability."""
-    if [token for token, _ in base] != [token for token, _ in tuned]:
-        return float("inf")
-    return max(abs(a - b) for (_, a), (_, b) in zip(base, tuned, strict=True))
-
-
-def engine_options(students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:
-    """Keyword arguments of vLLM's EngineArgs; the benchmark gives the same to the bare engine."""
-    options: dict[str, Any] = {
-        "model": students.base,
-        "dtype": students.dtype,
-        "max_model_len": students.max_model_len,
-        "max_num_seqs": students.max_num_seqs,
-        "generation_config": "vllm",  # sampling defaults from the request alone; end tokens still come from the folder
-        "trust_remote_code": False,
-        "disable_log_stats": True,
-        "enable_prefix_caching": True,
-        "seed": 0,
-    }
-    if students.kv_cache_gib is not None:
-        options["kv_cache_memory_bytes"] = int(students.kv_cache_gib * 2**30)
-    if adapters:
-        everyone = len(adapters) + 1
-        options |= {
-            "enable_lora": True,
-            "max_loras": min(everyone, students.max_loras or everyone),
-            "max_cpu_loras": everyone,
-            "max_lora_rank": max_rank(adapters),
-        }
-    return options
-
-
-def set_environment(cpu_threads: int | None = None) -> None:
-    """vLLM's settings for this process and its children; call it before vllm is imported.
-
-    On a CPU the engine's process itself computes, on `cpu_threads` threads: a worker process costs seconds of imports.
-    """
-    os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the CPU platform reads it as "no worker process"
-        "OMP_NUM_THREADS": str(cpu_threads or len(os.sched_getaffinity(0))),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-        "VLLM_SERVER_DEV_MODE": "0",
-    }
-
-
-def _start_engine(students: StudentSet, adapters: list[Adapter]) -> Any:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    device = current_platform.device_type
-    if students.device not in (None, device):
-        raise ValueError(f"device = {students.device!r}: the vLLM that is installed runs on {device!r}")
-    eager = {"enforce_eager": True} if device == "cpu" else {}
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(students, adapters), **eager))
-
-
-async def _load_adapters(engine: Any, students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:
-    """Student name -> LoRARequest; the base's is the zero adapter. Empty for an engine without adapters."""
-    if not adapters:
-        return {}
-    from vllm.lora.request import LoRARequest
-
-    zero = write_zero_adapter(adapters, Path(tempfile.mkdtemp(prefix="zero-adapter-")))
-    folders = {students.base_name: zero, **{adapter.name: adapter.folder for adapter in adapters}}
-    loras = {name: LoRARequest(name, number, str(folder)) for number, (name, folder) in enumerate(folders.items(), 1)}
-    for lora in loras.values():
-        await engine.add_lora(lora)
-    return loras
-
-
-def _openai_serving(engine: Any, students: StudentSet, loras: dict[str, Any]) -> tuple[Any, Any]:
-    """vLLM's chat and completion handlers over this engine, with the pinned template and these students."""
-    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-    from vllm.entrypoints.openai.models.protocol import BaseModelPath
-    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-    from vllm.renderers.online_renderer import OnlineRenderer
-
-    base_name = INTERNAL_BASE if loras else students.base_name
-    models = OpenAIServingModels(engine, [BaseModelPath(base_name, students.base)])
-    models.lora_requests.update(loras)
-    online = OnlineRenderer(
-        engine.model_config,
-        engine.renderer,
-        request_logger=None,
-        chat_template=students.chat_template,
-        chat_template_content_format="string",
-    )
-    chat = OpenAIServingChat(
-        engine,
-        models,
-        "assistant",
-        online_renderer=online,
-        request_logger=None,
-        chat_template=students.chat_template,
-        chat_template_content_format="string",
-    )
-    return chat, OpenAIServingCompletion(engine, models, online_renderer=online, request_logger=None)

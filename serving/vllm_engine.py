@@ -1,0 +1,111 @@
+"""vLLM's engine and OpenAI handlers, set up for a set of students. vllm is imported inside the functions only."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from serving.adapters import Adapter, max_rank, write_zero_adapter
+from serving.students import StudentSet
+
+INTERNAL_BASE = "the engine's own base"  # never asked for: with adapters, the base answers through the zero adapter
+
+
+def engine_options(students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs; the benchmark gives the same to the bare engine."""
+    options: dict[str, Any] = {
+        "model": students.base,
+        "dtype": students.dtype,
+        "max_model_len": students.max_model_len,
+        "max_num_seqs": students.max_num_seqs,
+        "generation_config": "vllm",  # sampling defaults from the request alone; end tokens still come from the folder
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        "seed": 0,
+    }
+    if students.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(students.kv_cache_gib * 2**30)
+    if adapters:
+        everyone = len(adapters) + 1
+        options |= {
+            "enable_lora": True,
+            "max_loras": min(everyone, students.max_loras or everyone),
+            "max_cpu_loras": everyone,
+            "max_lora_rank": max_rank(adapters),
+        }
+    return options
+
+
+def set_environment(cpu_threads: int) -> None:
+    """vLLM's settings for this process and its children; call it before vllm is imported.
+
+    On a CPU the engine's process itself computes, on `cpu_threads` threads: a worker process costs seconds of imports.
+    """
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the CPU platform reads it as "no worker process"
+        "OMP_NUM_THREADS": str(cpu_threads),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+        "VLLM_SERVER_DEV_MODE": "0",
+    }
+
+
+def start(students: StudentSet, adapters: list[Adapter]) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    device = current_platform.device_type
+    if students.device not in (None, device):
+        raise ValueError(f"device = {students.device!r}: the vLLM that is installed runs on {device!r}")
+    eager = {"enforce_eager": True} if device == "cpu" else {}
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(students, adapters), **eager))
+
+
+async def load_adapters(engine: Any, students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:
+    """Student name -> LoRARequest; the base's is the zero adapter. Empty for an engine without adapters."""
+    if not adapters:
+        return {}
+    from vllm.lora.request import LoRARequest
+
+    zero = write_zero_adapter(adapters, Path(tempfile.mkdtemp(prefix="zero-adapter-")))
+    folders = {students.base_name: zero, **{adapter.name: adapter.folder for adapter in adapters}}
+    loras = {name: LoRARequest(name, number, str(folder)) for number, (name, folder) in enumerate(folders.items(), 1)}
+    for lora in loras.values():
+        await engine.add_lora(lora)
+    return loras
+
+
+def openai_handlers(engine: Any, students: StudentSet, loras: dict[str, Any]) -> tuple[Any, Any]:
+    """vLLM's chat and completion handlers over this engine, with the pinned template and these students."""
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.models.protocol import BaseModelPath
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    base_name = INTERNAL_BASE if loras else students.base_name
+    models = OpenAIServingModels(engine, [BaseModelPath(base_name, students.base)])
+    models.lora_requests.update(loras)
+    online = OnlineRenderer(
+        engine.model_config,
+        engine.renderer,
+        request_logger=None,
+        chat_template=students.chat_template,
+        chat_template_content_format="string",
+    )
+    chat = OpenAIServingChat(
+        engine,
+        models,
+        "assistant",
+        online_renderer=online,
+        request_logger=None,
+        chat_template=students.chat_template,
+        chat_template_content_format="string",
+    )
+    return chat, OpenAIServingCompletion(engine, models, online_renderer=online, request_logger=None)
