@@ -5,8 +5,8 @@
 
 A holder that released its lease, whose process is gone (seen at once on its own machine), or that has not beaten for
 its time to live is superseded by the next epoch. One that wakes up later is fenced: `Writer.commit` and `Lease.check`
-see the newer epoch. Ages are told by the clock of the store, so machines need not agree on the time. A lease saves double
-work; that there is one artifact does not rest on it but on the conditional put of the manifest.
+see the newer epoch. Ages are told by the clock of the store, so machines need not agree on the time. A lease saves
+double work; that there is one artifact rests not on it but on the conditional put of the manifest.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def try_lease(store: Store, stage: Stage, ttl_s: float = TTL_S) -> Lease | None:
 def lease(store: Store, stage: Stage, ttl_s: float = TTL_S, wait: bool = True) -> Iterator[Lease | None]:
     """The lease of `stage` for the block, or None when its artifact is there.
 
-    While another process makes it, waits until it has, or has stopped trying; with `wait` False raises LeaseHeldError, which
-    names that process.
+    While another process makes it, waits until it has, or has stopped trying; with `wait` False raises LeaseHeldError,
+    which names that process.
     """
     while not store.done(stage):
         if (held := try_lease(store, stage, ttl_s)) is not None:

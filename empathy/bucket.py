@@ -243,7 +243,7 @@ class BucketFiles(Files):
 
 
 def _split(url: str) -> tuple[str, str]:
-    bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if "@" in bucket:
         raise ValueError(f"store = s3://...@...: credentials do not belong into a URL; {_LOGIN}")
     if not bucket:

@@ -1,0 +1,183 @@
+"""Leases between processes of one machine: who is gone is seen at once, who is silent by the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.lease import is_gone, lease, process_identity, try_lease
+from empathy.specs import ReportSpec
+from empathy.stages import Stage
+from empathy.store import FencedError, Store
+
+ROOT = Path(__file__).parents[2]
+ONE = Stage(ReportSpec())
+
+# Takes the lease, says so, and on a line of input tries to commit; the answer is what became of it.
+HOLD = """
+import sys
+from cluster.lease import try_lease
+from empathy.specs import ReportSpec
+from empathy.stages import Stage
+from empathy.store import FencedError, Store
+held = try_lease(Store.open(sys.argv[1]), Stage(ReportSpec()), ttl_s=float(sys.argv[2]))
+writer = held.writer()
+writer.add_file("who", b"child")
+print(held.epoch, flush=True)
+sys.stdin.readline()
+try:
+    writer.commit()
+except FencedError as error:
+    print("fenced:", error, flush=True)
+else:
+    print("committed", flush=True)
+"""
+
+
+@contextmanager
+def other_process(store: Store, ttl_s: float) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLD, store.url, str(ttl_s)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def go_on(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return line_of(process)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path))
+
+
+def test_a_killed_holder_is_superseded_at_once(store: Store) -> None:
+    with other_process(store, ttl_s=3600) as other:
+        assert line_of(other) == "1"
+        assert try_lease(store, ONE) is None
+        other.kill()
+        other.wait()
+        taken = try_lease(store, ONE)
+        assert taken is not None
+        with taken:
+            assert taken.epoch == 2
+
+
+def test_a_stopped_holder_is_superseded_and_fenced_when_it_wakes(store: Store) -> None:
+    with other_process(store, ttl_s=1) as other:
+        assert line_of(other) == "1"
+        other.send_signal(signal.SIGSTOP)
+        began_s = time.monotonic()
+        with lease(store, ONE, ttl_s=60) as taken:
+            assert taken is not None
+            assert taken.epoch == 2
+            assert time.monotonic() - began_s < 20
+            other.send_signal(signal.SIGCONT)
+            assert go_on(other).startswith("fenced:")
+            assert not store.done(ONE)
+
+
+def test_a_live_holder_keeps_its_lease_beyond_its_time_to_live(store: Store) -> None:
+    with other_process(store, ttl_s=1) as other:
+        assert line_of(other) == "1"
+        until_s = time.monotonic() + 3
+        while time.monotonic() < until_s:
+            assert try_lease(store, ONE) is None
+            time.sleep(0.1)
+        assert go_on(other) == "committed"
+    assert store.get(ONE).read_file("who") == b"child"
+
+
+def test_a_heart_that_wakes_late_says_that_the_lease_is_lost(store: Store) -> None:
+    held = try_lease(store, ONE, ttl_s=60)
+    assert held is not None
+    store.files.put_if_absent(f"report/{ONE.key}/lease/000002.json", json.dumps(process_identity()).encode())
+    held.beat()
+    assert not held.lost  # it was never silent: no look is needed
+    held.beaten_at_s -= 61
+    held.beat()
+    assert held.lost
+    with pytest.raises(FencedError, match="epoch 2"):
+        held.check()
+    held.release()
+
+
+def test_one_of_many_threads_gets_it(store: Store) -> None:
+    barrier, won = threading.Barrier(8), []
+
+    def take() -> None:
+        barrier.wait()
+        if (held := try_lease(store, ONE)) is not None:
+            won.append(held)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [held.epoch for held in won] == [1]
+    won[0].release()
+
+
+def test_the_heart_stops_with_the_last_lease(store: Store) -> None:
+    stages = [Stage(ReportSpec(seed=k)) for k in range(20)]
+    leases = [try_lease(store, stage) for stage in stages]
+    hearts = [t for t in threading.enumerate() if t.name == "lease heartbeat"]
+    assert len(hearts) == 1  # one thread for twenty
+    for held in leases:
+        assert held is not None
+        held.release()
+    hearts[0].join(timeout=10)
+    assert not hearts[0].is_alive()
+    again = try_lease(store, stages[0])
+    assert again is not None
+    assert again.epoch == 2
+    again.release()
+
+
+def test_a_finished_stage_needs_no_lease(store: Store) -> None:
+    store.writer(ONE).commit()
+    with lease(store, ONE) as held:
+        assert held is None
+    assert store.files.list(f"report/{ONE.key}/lease") == []
+
+
+def test_an_error_gives_the_lease_back(store: Store) -> None:
+    with pytest.raises(KeyError), lease(store, ONE):
+        raise KeyError("ours")
+    with lease(store, ONE) as held:
+        assert held is not None
+        assert held.epoch == 2
+
+
+def test_who_is_gone() -> None:
+    me = process_identity()
+    assert not is_gone(me)
+    assert is_gone(me | {"started": "1"})  # the number was used again
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.send_signal(signal.SIGKILL)
+        time.sleep(0.5)
+        assert is_gone(me | {"pid": child.pid})  # a zombie does no work
+    assert not is_gone(me | {"started": "1", "machine": "elsewhere"})
+    assert not is_gone(me | {"started": "1", "machine": None})
