@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from empathy.dialogues import twin_key
 from empathy.methods import Case, Said, method_of
 from empathy.records import HUMAN, Demonstration, Dialogue, Preference, Reply, Turn
 from empathy.screens import screen
-from empathy.sources.common import conversation_id
 from empathy.specs import ExamplesSpec
 from empathy.stages import Stage
+from empathy.twins import Held, leaks
 
 if TYPE_CHECKING:  # pyarrow is slow to load
     from empathy.store import Store, Writer
@@ -43,7 +42,7 @@ def make(stage: Stage, store: Store, writer: Writer) -> None:
     assert isinstance(spec, ExamplesSpec)
     dialogues = store.get(stage.inputs["dialogues"])
     training = spec.purpose == "train"
-    held = Held.of(d for d in dialogues.read(Dialogue) if training and d.split == "test")
+    held = Held(d for d in dialogues.read(Dialogue) if training and d.split == "test")
     total, rows = Tally(), 0
     for part in range(len(dialogues.parts)):
         tally = Tally()
@@ -65,31 +64,6 @@ def examples(
     first = initial[0] if initial else None
     cases = [Case(dialogue, reply, first) for reply in learned] or [Case(dialogue, None, first)]
     return list({e.id: e for case in cases for e in _of_case(spec, case, tally)}.values())
-
-
-@dataclass(frozen=True)
-class Held:
-    """What must not be trained on: conversations, and texts that differ from a test dialogue's in typing only."""
-
-    conversations: frozenset[str]
-    texts: frozenset[int]
-
-    @classmethod
-    def of(cls, test_dialogues: Iterable[Dialogue]) -> Held:
-        pairs = [(conversation_id(d.id), twin_key(d.turns)) for d in test_dialogues]
-        return cls(frozenset(c for c, _ in pairs), frozenset(t for _, t in pairs if t is not None))
-
-
-def leaks(train_examples: Iterable[Example], held: Held) -> list[str]:
-    """Ids of the dialogues that training examples share, by conversation or by near-duplicate text, with the held
-    ones."""
-    return sorted(
-        {
-            e.dialogue_id
-            for e in train_examples
-            if conversation_id(e.dialogue_id) in held.conversations or twin_key(e.messages) in held.texts
-        }
-    )
 
 
 def _refuse(ids: list[str]) -> None:

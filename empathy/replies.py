@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from empathy.prompts import fill
+from empathy.prompts import fill, rewrites
 from empathy.records import HUMAN, Dialogue, Reply, Turn
 from empathy.requests import Answer, Asking, Request
 from empathy.specs import Recorded, RepliesSpec, Teacher
@@ -55,8 +55,8 @@ def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking
     assert isinstance(spec, RepliesSpec)
     teacher = spec.responder
     assert isinstance(teacher, Teacher)
-    rewrites = any("{reply}" in turn for turn in teacher.turns)
-    if "improves" in stage.inputs and not rewrites:
+    improving = rewrites(teacher.turns)
+    if "improves" in stage.inputs and not improving:
         raise ValueError(
             "teacher.turns: no turn contains {reply}, so there is nothing to improve; use a strategy that rewrites"
         )
@@ -64,7 +64,7 @@ def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking
     for dialogue in _asked(store.get(stage.inputs["dialogues"]).read(Dialogue, part), spec):
         reply = initial.get(dialogue.id) if "improves" in stage.inputs else dialogue.human_reply
         for sample in range(teacher.samples):
-            absent = rewrites and reply is None
+            absent = improving and reply is None
             yield (
                 f"{dialogue.id}/{sample}",
                 _nothing_to_improve(teacher, dialogue, sample) if absent else ask(teacher, dialogue, reply, sample),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from empathy.records import Dialogue
-from empathy.sources.common import normalised
+from empathy.sources.clean import normalised
 
 MAX_WORDS = 97
 """The paper's word budget: the longest human reply that was rated."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -69,6 +70,11 @@ def load(name: str, wording: int = 0, folder: str | Path | None = None) -> tuple
     if not 0 <= wording < len(strategy.wordings):
         raise ValueError(f"wording = {wording}: strategy {name!r} has wordings 0 to {len(strategy.wordings) - 1}")
     return strategy.wordings[wording].turns
+
+
+def rewrites(turns: Iterable[str]) -> bool:
+    """Whether the prompt improves a reply that it is shown, instead of answering the speaker."""
+    return any("{reply}" in turn for turn in turns)
 
 
 def fill(template: str, dialogue: Dialogue, reply: str | None = None) -> str:

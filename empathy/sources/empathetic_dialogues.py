@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import ClassVar, Literal, TextIO
 
 from empathy.records import Dialogue, Split, Turn
-from empathy.sources.common import Bad, SourceConfig, find_path, read_csv
+from empathy.sources.clean import Bad
+from empathy.sources.common import SourceConfig, find_path, read_csv
 
 OFFICIAL = "official_split_reconstructed.json"
 _COLUMNS = ("Dialog_ID", "Type", "Actor", "Text")

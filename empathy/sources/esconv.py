@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from empathy.records import Dialogue, Split, Turn
-from empathy.sources.common import Bad, SourceConfig, find_path
+from empathy.sources.clean import Bad
+from empathy.sources.common import SourceConfig, find_path
 
 _SIDES: tuple[Split, ...] = ("train", "valid", "test")
 _ROLES: dict[str, Literal["user", "assistant"]] = {"usr": "user", "sys": "assistant"}

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from empathy.records import Dialogue, Role, Split, Turn
-from empathy.sources.common import Bad, SourceConfig, find_path
+from empathy.sources.clean import Bad
+from empathy.sources.common import SourceConfig, find_path
 
 
 class _Turn(BaseModel):

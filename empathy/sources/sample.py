@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from empathy.records import Dialogue
-from empathy.sources.common import Bad, SourceConfig
+from empathy.sources.clean import Bad
+from empathy.sources.common import SourceConfig
 from empathy.sources.jsonl import read_jsonl
 
 _FILE = Path(__file__).parent / "sample" / "dialogues.jsonl"

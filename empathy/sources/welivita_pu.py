@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from empathy.records import HUMAN, Dialogue, Turn
-from empathy.sources.common import Bad, SourceConfig, find_path, read_csv
+from empathy.sources.clean import Bad
+from empathy.sources.common import SourceConfig, find_path, read_csv
 
 RESPONDERS = {
     "gpt-4": "chatgpt_empathy",

@@ -17,9 +17,10 @@ import pytest
 from empathy import dialogues
 from empathy.records import Dialogue
 from empathy.sources import parse
-from empathy.sources.common import Bad, clean
+from empathy.sources.clean import Bad, clean
 from empathy.specs import OfficialSplit, RandomSplit
 from empathy.store import Artifact, Store
+from empathy.twins import MIN_WORDS
 
 
 def rows(name: str, **options: object) -> list[Dialogue | Bad]:
@@ -70,7 +71,7 @@ def test_empathetic_dialogues_has_twins_across_a_random_split(tmp_path: Path) ->
     for d in artifact.read(Dialogue):
         sides.setdefault(d.turns[0].content.casefold(), set()).add(d.split)
     both = [text for text, s in sides.items() if len(s) > 1]
-    assert all(len(text.split()) < dialogues.MIN_WORDS for text in both), both
+    assert all(len(text.split()) < MIN_WORDS for text in both), both
 
 
 def test_esconv_replies_are_runs_of_supporter_turns_after_a_seekers() -> None:

@@ -4,11 +4,12 @@ section 4)."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from empathy import dialogues, examples, replies
+from empathy import dialogues, examples, replies, screens
 from empathy.records import Demonstration, Dialogue, Preference, Reply
 from empathy.sources import parse
 from empathy.specs import (
@@ -25,6 +26,7 @@ from empathy.specs import (
 )
 from empathy.stages import Stage
 from empathy.store import Artifact, Store
+from empathy.twins import MIN_WORDS
 
 GOOD_SFT_DPO = {
     "gpt-4": (1295, 639, 593),
@@ -131,7 +133,7 @@ def test_every_id_is_in_empathetic_dialogues_and_without_takes_all_of_them_out(s
     assert ids.isdisjoint({d.id for d in left})
     said = {" ".join(d.turns[0].content.lower().split()) for d in store.get(paper).read(Dialogue)}
     again = {t for d in left if (t := " ".join(d.turns[0].content.lower().split())) in said}
-    assert all(len(t.split()) < dialogues.MIN_WORDS for t in again), again
+    assert all(len(t.split()) < MIN_WORDS for t in again), again
     assert len(left) + 2000 + rest.counts["excluded_text"] == 24_853
 
 
@@ -150,3 +152,18 @@ def test_the_path_needs_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EMPATHY_DATA")
     with pytest.raises(ValueError, match="environment variable EMPATHY_DATA is not set"):
         dialogues.stage(parse(data("welivita_pu")), PaperSplit())
+
+
+def test_what_screens_would_catch_among_the_recorded_replies(store: Store, paper: Stage) -> None:
+    """One refusal and two that name themselves an AI were read and are right; many of two models' replies break off."""
+    caught: Counter[tuple[str, str]] = Counter()
+    for d in store.get(paper).read(Dialogue):
+        for responder, text in d.recorded.items():
+            caught.update((responder, name) for name in screens.NAMES if screens.screen(text, d, [name]))
+    cut = {responder: caught.pop((responder, "cut_off"), 0) for responder in GOOD_SFT_DPO}
+    assert caught == {
+        ("gpt-4", "refusal"): 1,
+        ("gemini-1.0-pro", "names_itself_ai"): 1,
+        ("mixtral-8x7b", "names_itself_ai"): 1,
+    }
+    assert cut == {"gpt-4": 0, "llama-2-70b-chat": 181, "gemini-1.0-pro": 3, "mixtral-8x7b": 203}

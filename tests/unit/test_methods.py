@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from empathy.specs import (
 )
 from empathy.stages import Stage
 from empathy.store import Artifact, Store
+from empathy.twins import Held, leaks
 
 # id: (side, human rating, m's rating); None is unrated
 RATED: dict[str, tuple[str, int | None, int | None]] = {
@@ -274,7 +276,7 @@ def test_test_dialogues_inside_training_are_named() -> None:
         dialogue = Dialogue(ident, "g", (Turn("user", text),))
         return dialogue, Demonstration.of(dialogue, (Turn("system", "be kind"), *dialogue.turns), "oh", "human")
 
-    held = examples.Held.of([of("c1", "I lost my old dog")[0], of("c2", "hi")[0]])
+    held = Held([of("c1", "I lost my old dog")[0], of("c2", "hi")[0]])
     clean, same_talk, same_words, short = (
         of(*what)[1]
         for what in (
@@ -284,13 +286,21 @@ def test_test_dialogues_inside_training_are_named() -> None:
             ("x3", "hi"),
         )
     )
-    assert examples.leaks([clean, short], held) == []
-    assert examples.leaks([same_words, clean, same_talk], held) == ["c1#turn2", "x2"]
+    assert leaks([clean, short], held) == []
+    assert leaks([same_words, clean, same_talk], held) == ["c1#turn2", "x2"]
 
 
 def test_a_training_set_with_a_test_conversation_is_refused(tmp_path: Path) -> None:
-    content = rows({"c1": ("test", 3, 3), "c1#turn2": ("train", 3, 3), "d1": ("train", 3, 3)})
-    chain = Chain(tmp_path, content)
+    chain = Chain(tmp_path, rows({"c1": ("test", 3, 3), "d1": ("train", 3, 3)}))
+    (tested, trained) = chain.store.get(chain.dialogues).read(Dialogue)
+    foreign = Stage(
+        chain.dialogues.spec, locator={"made": "elsewhere"}, label="not made by dialogues.make, which refuses too"
+    )
+    leaking = dataclasses.replace(trained, id="c1#turn2")
+    chain.store = Store.open(str(tmp_path / "other"))
+    writer = chain.store.writer(foreign)
+    writer.write_records(0, [tested, leaking], Dialogue)
+    writer.commit()
     with pytest.raises(ValueError, match=r"test dialogues inside training: 1 .* for example c1#turn2; split by group"):
         chain.examples(Human(), "sft", None)
     assert chain.examples(Human(), "sft", None, **HELDOUT).rows == 1

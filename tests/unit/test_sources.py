@@ -12,11 +12,14 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from empathy import dialogues
+from empathy.columns import from_table, to_table
 from empathy.records import Dialogue, Turn
 from empathy.sources import parse
-from empathy.sources.common import MAX_TURN_CHARACTERS, MAX_TURNS, Bad, clean, conversation_id, normalised
+from empathy.sources.clean import MAX_TURN_CHARACTERS, MAX_TURNS, Bad, clean, conversation_id, normalised
 from empathy.specs import OfficialSplit, PaperSplit, RandomSplit
 from empathy.store import Artifact, Store
 
@@ -375,6 +378,14 @@ def test_a_system_turn_may_come_first() -> None:
 
 def test_normalised_ignores_case_punctuation_and_width() -> None:
     assert normalised("  I’m SAD… really!") == normalised("i m sad, Ｒeally")
+
+
+@given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=40))
+def test_cleaning_twice_changes_nothing_and_what_passes_can_be_stored(said: str, replied: str) -> None:
+    tidy = clean(dialogue(said, human_reply=replied))
+    if isinstance(tidy, Dialogue):
+        assert clean(tidy) == tidy
+        assert list(from_table(to_table([tidy], Dialogue), Dialogue)) == [tidy]
 
 
 # ---------------------------------------------------------------- the file as a whole

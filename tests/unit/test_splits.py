@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from empathy import dialogues
-from empathy.dialogues import draw, side
 from empathy.records import Dialogue, Turn
 from empathy.sources import parse
 from empathy.specs import GroupSplit, OfficialSplit, PaperSplit, RandomSplit
+from empathy.splits import draw, side
 from empathy.stages import Stage
 from empathy.store import Store
 
@@ -187,3 +187,26 @@ def test_a_training_dialogue_in_the_words_of_a_test_dialogue_is_dropped(tmp_path
     stage = dialogues.stage(parse(source(tmp_path / "a.jsonl", content)), OfficialSplit())
     assert [d.id for d in make(store, stage)] == ["d1", "d2", "d3"]
     assert store.get(stage).counts == {"train": 1, "test": 2, "twin_of_test": 1}
+
+
+def test_a_conversation_on_both_sides_is_refused_before_anything_is_spent(tmp_path: Path, store: Store) -> None:
+    content = rows(3)
+    content[1] |= {"id": "d0#turn2", "split": "test"}
+    stage = dialogues.stage(parse(source(tmp_path / "a.jsonl", content)), OfficialSplit())
+    with pytest.raises(
+        ValueError, match=r"test dialogues inside training: 1 .*, for example d0; keep a conversation's"
+    ):
+        make(store, stage)
+    assert not store.done(stage)
+    found = make(store, dialogues.stage(parse(source(tmp_path / "a.jsonl", content)), RandomSplit(test_fraction=0.5)))
+    assert len({d.split for d in found if d.id.startswith("d0")}) == 1
+
+
+def test_what_is_dropped_after_the_last_dialogue_is_counted(tmp_path: Path, store: Store) -> None:
+    content = [*rows(200), {"id": "d200", "turns": [{"role": "assistant", "content": "hello"}]}]
+    stage = dialogues.stage(parse(source(tmp_path / "a.jsonl", content)), RandomSplit(test_fraction=0.0), part_rows=100)
+    make(store, stage)
+    assert [(p.rows, dict(p.counts)) for p in store.get(stage).parts] == [
+        (100, {"train": 100}),
+        (100, {"train": 100, "role_order": 1}),
+    ]
