@@ -1,4 +1,4 @@
-"""What benchmarks share: interleaved repeats, medians, a table, a csv with machine, date and versions, a line of figures."""
+"""What benchmarks share: interleaved repeats, medians, a table, a csv with machine and versions, a line of figures."""
 
 from __future__ import annotations
 
