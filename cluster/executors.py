@@ -75,9 +75,9 @@ def _ask(batch: Sequence[Stage], context: Context) -> None:
 
 
 def _train(batch: Sequence[Stage], context: Context) -> None:
-    from cluster.steps.training import train
+    from cluster.steps import training
 
-    train(batch, context.store, context.profile.train, context.progress)
+    training.run(batch, context)
 
 
 def _generate(batch: Sequence[Stage], context: Context) -> None:

@@ -19,7 +19,7 @@ from empathy.train import check
 from empathy.train.placement import Placement
 
 if TYPE_CHECKING:
-    from cluster.runner import Context
+    from cluster.executors import Context
 
 Report = Callable[[Stage, int, int], None]
 START_TIMEOUT_S = 600
