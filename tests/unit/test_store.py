@@ -35,7 +35,7 @@ import sys
 from tests.unit.test_store import ONE, Reply, Store, replies
 store = Store.open(sys.argv[1])
 writer = store.writer(ONE)
-for part in range(40):
+for part in range(20):
     if part not in writer.finished_indices():
         writer.write_records(part, replies(part), Reply)
         print(part, flush=True)
@@ -54,11 +54,11 @@ def run_and_kill(store: Store, after: int) -> None:
 
 
 def test_killed_at_any_time_it_ends_as_unbroken(store: Store) -> None:
-    for after in (1, 7, 20):
+    for after in (1, 9):
         run_and_kill(store, after)
         assert not store.done(ONE)
     begun = store.writer(ONE).finished_indices()
-    assert len(begun) >= 28
+    assert len(begun) >= 10
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     last = subprocess.run(
         [sys.executable, "-c", WRITE_AND_COMMIT, store.url],
@@ -68,8 +68,8 @@ def test_killed_at_any_time_it_ends_as_unbroken(store: Store) -> None:
         capture_output=True,
         text=True,
     )
-    assert {int(part) for part in last.stdout.split()} == set(range(40)) - begun  # nothing was made twice
-    assert list(store.get(ONE).read(Reply)) == [reply for part in range(40) for reply in replies(part)]
+    assert {int(part) for part in last.stdout.split()} == set(range(20)) - begun  # nothing was made twice
+    assert list(store.get(ONE).read(Reply)) == [reply for part in range(20) for reply in replies(part)]
 
 
 def test_retrying_a_part_does_not_touch_the_one_that_was_marked(store: Store) -> None:
