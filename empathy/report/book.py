@@ -79,6 +79,11 @@ class Book:
         return self.get(m.arm, measure, m.opponent, m.judge)
 
     @property
+    def likelihoods(self) -> list[Estimate]:
+        """NLL per token: lesson by lesson, the base before the arms."""
+        return sorted(self.of("nll_per_token"), key=lambda e: (e.note, not e.arm.startswith("base"), e.arm))
+
+    @property
     def matches(self) -> list[Match]:
         return [Match(e.arm, str(e.opponent), e.judge) for e in self.of("win_rate")]
 
@@ -107,9 +112,8 @@ class Book:
 
     def lesson(self, slot: str) -> str:
         """What an arm was taught: method, teacher, strategy (and seed, when there are several)."""
-        told = {"student", "regime"} & set(self.factors(slot))
-        rest = {"": " ".join(f"{k}={v}" for k, v in self.factors(slot).items() if k not in told)}
-        return name_of("", {**self.names, **rest})
+        rest = {k: v for k, v in self.factors(slot).items() if k not in ("student", "regime")}
+        return name_of("", {**self.names, "": " ".join(f"{k}={v}" for k, v in rest.items())})
 
     def lesson_named(self, note: str) -> str:
         """What people call the lesson of a held-out set ("heldout:sft:0"): the values of its factors."""

@@ -149,15 +149,21 @@ class Cells:
         return dict(FACTOR.findall(self.names.get(slot, "")))
 
 
+def _told(names: Mapping[str, str]) -> set[str]:
+    """The factors that names tell: regime, method and strategy, and whatever else differs between arms."""
+    arms = [dict(FACTOR.findall(text)) for slot, text in names.items() if re.fullmatch(r"a\d+", slot)]
+    keys = {k for arm in arms for k in arm}
+    differing = {k for k in keys if len({arm.get(k) for arm in arms}) > 1}
+    return differing | {"regime", "method", "strategy"} if len(arms) > 1 else keys - {"seed"}
+
+
 def name_of(slot: str, names: Mapping[str, str]) -> str:
-    """What people call a slot; `names` is the locator of the report stage. The seed is told when there are several."""
+    """What people call a slot; `names` is the report stage's locator. What all arms share goes without saying."""
     if slot == "human":
         return "human reply"
     if slot.startswith("teacher:"):
         return f"teacher's reply ({name_of(slot.split(':')[1], names)})"
     text = names.get(slot, slot)
-    factors = dict(FACTOR.findall(text))
-    seeds = {dict(FACTOR.findall(n)).get("seed") for n in names.values()} - {None}
-    seed = factors.pop("seed", None)
-    values = [*factors.values(), f"seed {seed}"] if seed and len(seeds) > 1 else factors.values()
-    return " ".join(values) if factors else text
+    told = _told(names)
+    factors = [(k, v) for k, v in FACTOR.findall(text) if k in told]
+    return " ".join(f"seed {v}" if k == "seed" else v for k, v in factors) or text

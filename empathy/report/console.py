@@ -18,28 +18,32 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
     """Win rates of every arm, then what needs no judge; `names` is the locator of the report stage."""
     book = Book(estimates, names)
-    wins = [["arm", "against", "judge", "n", "clusters", "win rate, % [95 %]", "ties", "orders agree", "words more"]]
-    for m in book.matches:
-        w = book.of_match(m, "win_rate")
-        assert w
-        shares = [_short(book.of_match(m, x)) for x in ("tie_share", "order_consistency")]
-        more = book.of_match(m, "words_difference")
-        words = f"{more.value:+.1f}" if more and more.value is not None else UNKNOWN
-        name = [book.name(m.arm), book.name(m.opponent), m.judge or UNKNOWN]
-        wins.append([*name, str(w.n), str(w.clusters), percent(w).replace(" %", ""), *shares, words])
-    heads = ["", "taught by", "NLL, nats/token [95 %]", "pairs right", "over base", "words"]
-    own = [heads, *_unjudged(book)]
-    return "\n\n".join(columns(t) for t in (wins, own) if len(t) > 1)
+    tables = [_wins(book, str(judge)) for judge in dict.fromkeys(m.judge for m in book.matches)]
+    return "\n\n".join([*tables, *_unjudged(book)])
 
 
-def _short(e: Estimate | None) -> str:
-    return UNKNOWN if e is None or e.value is None else f"{100 * e.value:.0f} %"
+def _kind(opponent: str | None) -> str:
+    """base, human or teacher: the column of an opponent's slot."""
+    return str(opponent).split(":")[0].rstrip("0123456789")
 
 
-def _unjudged(book: Book) -> Iterable[list[str]]:
-    for e in book.of("nll_per_token"):
-        note = e.note.replace(":sft:", ":dpo:")
-        pairs = [book.get(e.arm, f"preference_accuracy_{k}", note=note) for k in ("summed", "over_base")]
+def _wins(book: Book, judge: str) -> str:
+    rows = [e for e in book.of("win_rate") if e.judge == judge]
+    kinds = list(dict.fromkeys(_kind(e.opponent) for e in rows))
+    cells = {(e.arm, _kind(e.opponent)): percent(e).replace(" %", "") for e in rows}
+    table = [["arm", *(f"against {k}" for k in kinds)]]
+    table += [[book.name(a), *(cells.get((a, k), UNKNOWN) for k in kinds)] for a in dict.fromkeys(e.arm for e in rows)]
+    sizes = sorted({(e.n, e.clusters) for e in rows})
+    n = " or ".join(f"{n} verdicts in {c} clusters" for n, c in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
+    return f"Win rate, % [95 % interval], judge {judge}; {n}\n\n{columns(table)}"
+
+
+def _unjudged(book: Book) -> list[str]:
+    table = [["student", "taught by", "NLL, nats/token", "pairs right, %", "words a reply"]]
+    for e in book.likelihoods:
+        pairs = book.get(e.arm, "preference_accuracy_summed", note=e.note.replace(":sft:", ":dpo:"))
         words = number(book.get(e.arm, "words"), 1).split(" [")[0]
-        shares = [percent(p).split(" [")[0] for p in pairs]
-        yield [book.name(e.arm), book.lesson_named(e.note), number(e, 3), *shares, words]
+        table.append(
+            [book.name(e.arm), book.lesson_named(e.note), number(e, 3), percent(pairs).replace(" %", ""), words]
+        )
+    return [f"Without a judge, on held-out dialogues\n\n{columns(table)}"] if len(table) > 1 else []

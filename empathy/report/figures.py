@@ -57,7 +57,7 @@ def draw(
     top: float | None = None,
     line: float | None = None,
 ) -> Figure:
-    """Grouped bars with error bars, one panel under another; y from 0 to `top`, and a dashed line at `line`."""
+    """Grouped bars with error bars, panels side by side where they fit; y from 0 to `top`, and a dashed line at `line`."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -73,9 +73,14 @@ def draw(
     panels = list(dict.fromkeys(b.panel for b in bars))
     with plt.rc_context(style):
         widest = max(sum(b.panel == p for b in bars) for p in panels)
-        size = (max(6.0, 0.42 * widest + 2.5), 2.6 * len(panels) + 0.9)
-        figure, axes = plt.subplots(len(panels), 1, figsize=size, squeeze=False, layout="constrained")
-        for axis, panel in zip(axes[:, 0], panels, strict=True):
+        width = max(3.9, 0.42 * widest + 1.2)
+        columns = max(1, min(len(panels), int(13 // width)))
+        rows = -(-len(panels) // columns)
+        size = (width * columns, 2.7 * rows + 0.5)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, panel in zip(axes.flat, panels, strict=False):
             _panel(axis, panel, [b for b in bars if b.panel == panel], label, top, line)
         _legend(figure, bars)
         out = io.StringIO()

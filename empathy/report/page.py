@@ -99,12 +99,16 @@ def data_url(text: str) -> str:
 
 
 def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {(r["slot"], r["opponent"], r["judge"]): r["dialogues"] for r in content["judged"]}
+    side, fewer = content["split"]["sizes"].get(content["split"]["side"], 0), dict[str, list[int]]()
+    for row in content["judged"]:
+        if row["dialogues"] < side:
+            fewer[row["opponent"]] = sorted({*fewer.get(row["opponent"], []), row["dialogues"]})
     return {
         "checks": book.checks(),
         "contrasts": [_contrast(book, e) for e in book.of("contrast")],
         "missing": [e for e in book.of("missing_share") if e.value is not None and e.value > 0.02],
-        "dialogues_judged": sizes,
+        "fewer": fewer,
+        "judges": sorted({f"{e.judge} ({e.note})" for e in book.of("win_rate")}),
         "talkers": [s for s in book.responders if book.get(s, "words")],
         "overlaps": list(book.of("rouge_l")),
     }

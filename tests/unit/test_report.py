@@ -232,15 +232,9 @@ def test_likelihood_and_preference(book: Book) -> None:
 
 def test_checks_say_what_training_did(book: Book) -> None:
     by_arm = {c.claim: c.holds for c in book.checks()}
-    assert by_arm["tiny sft direct gpt-4 lowers the held-out NLL per token of its tiny (base)"] is True
-    assert (
-        by_arm["tiny sft+dpo direct gpt-4 raises held-out preference accuracy (summed) over tiny sft direct gpt-4"]
-        is True
-    )
-    assert (
-        by_arm["tiny sft+dpo direct gpt-4 raises held-out preference accuracy (over_base) over tiny sft direct gpt-4"]
-        is False
-    )
+    assert by_arm["sft direct lowers the held-out NLL per token of its tiny (base)"] is True
+    assert by_arm["sft+dpo direct raises held-out preference accuracy (summed) over sft direct"] is True
+    assert by_arm["sft+dpo direct raises held-out preference accuracy (over_base) over sft direct"] is False
 
 
 def test_contrast_of_two_arms_is_paired(book: Book) -> None:
@@ -327,7 +321,7 @@ def test_unreadable_verdicts_are_told(tmp_path: Path) -> None:
 
 def test_files_beside_the_page(page: Path) -> None:
     rows = list(csv.DictReader(io.StringIO((page.parent / "estimates.csv").read_text())))
-    assert {"tiny sft direct gpt-4", "tiny (base)", "human reply"} <= {r["arm"] for r in rows}
+    assert {"sft direct", "tiny (base)", "human reply"} <= {r["arm"] for r in rows}
     assert (page.parent / "estimates.parquet").stat().st_size > 1000
     bars = list(csv.DictReader(io.StringIO((page.parent / "figures" / "win_rate.csv").read_text())))
     assert [(b["panel"], b["series"], b["value"]) for b in bars][:2] == [
@@ -345,15 +339,24 @@ def test_figures_are_drawn_the_same_twice() -> None:
 
 
 def test_headline_for_a_terminal(book: Book) -> None:
-    lines = report.headline(book.all, NAMES).splitlines()
-    row = next(line for line in lines if line.startswith("tiny sft direct gpt-4") and "human reply" in line)
-    assert row.endswith("rule-judge  48  6         0.0 [0.0, 52.4]      0 %    100 %         -2.0")
+    text = report.headline(book.all, NAMES)
+    assert "judge rule-judge; 48 verdicts in 6 clusters" in text
+    wins, own = ([x.split("  ") for x in part.splitlines()] for part in text.split("\n\n")[1::2])
+    assert [x.strip() for x in wins[2] if x] == [
+        "sft direct",
+        "100.0 [47.6, 100.0]",
+        "0.0 [0.0, 52.4]",
+        "0.0 [0.0, 52.4]",
+    ]
+    # a base's row and an arm's: -20 and -12 nats less a mean jitter of .19 over 5 tokens, 2 and 7 words
+    assert [x.strip() for x in own[2] if x][2:] == ["4.038 [4.030, 4.047]", "25.0 [7.5, 57.8]", "2.0"]
+    assert [x.strip() for x in own[3] if x][:3] == ["sft direct", "direct", "2.438 [2.430, 2.447]"]
 
 
 def test_names() -> None:
-    assert name_of("teacher:0", NAMES) == "teacher's reply (direct gpt-4)"
-    assert name_of("a000", NAMES) == "tiny sft direct gpt-4"
-    assert name_of("a000", NAMES | {"a002": NAMES["a000"][:-1] + "1"}) == "tiny sft direct gpt-4 seed 0"
+    assert name_of("teacher:0", NAMES) == "teacher's reply (direct)"
+    assert name_of("a000", NAMES) == "sft direct"
+    assert name_of("a000", NAMES | {"a002": NAMES["a000"][:-1] + "1"}) == "sft direct seed 0"
     assert name_of("base0", NAMES) == "tiny (base)"
 
 
