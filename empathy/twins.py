@@ -19,8 +19,8 @@ def talk_key(dialogue_id: str) -> int:
 
 def text_key(text: str | None) -> int | None:
     """Equal for texts that differ in typing only; None for one too short to tell."""
-    words = normalised(text or "").split()
-    return draw("text", words) if len(words) >= MIN_WORDS else None
+    words = normalised(text or "")
+    return draw("text", words) if words.count(" ") >= MIN_WORDS - 1 else None
 
 
 def said_key(messages: Iterable[Turn]) -> int | None:

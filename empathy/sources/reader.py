@@ -117,8 +117,8 @@ class Reader:
             )
         if self._leaked:
             raise ValueError(
-                f"{source}: test dialogues inside training: {len(self._leaked)} training dialogues are turns of "
-                f"conversations that are tested, for example {', '.join(self._leaked[:5])}; keep a conversation's turns "
+                f"{source}: test dialogues inside training: {len(self._leaked)} training dialogues are turns "
+                f"of tested conversations, for example {', '.join(self._leaked[:5])}; keep a conversation's turns "
                 'in one group and on one side (data.split = "random" does)'
             )
 
