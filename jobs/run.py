@@ -64,7 +64,7 @@ def _show(x: Experiment, lowered: Lowered, store: Store, file: str, profile: Pro
         command=f"empathy run {file} --store {store.url}",
     )
     page = report.render(lowered.report, store, Path(profile.reports) / x.name, headline)
-    print(report.headline(list(store.get(lowered.report).read(Estimate))))
+    print(report.headline(store.get(lowered.report).read(Estimate), lowered.report.locator))
     print(f"\n{page}")
     return 0
 

@@ -209,9 +209,11 @@ class HandleBackend:
         except RayActorError:
             raise Unavailable("the engine died while it answered; ask again") from None
         except TimeoutError:
+            response.cancel()
             raise Unavailable(f"no answer within {self._timeout_s:g} s") from None
-        finally:
-            response.cancel()  # a client that left: the engine stops generating; no effect on what is finished
+        except (asyncio.CancelledError, GeneratorExit):  # the client left: the engine need not go on
+            response.cancel()
+            raise
 
 
 class _Server:

@@ -109,7 +109,9 @@ class Claiming:
         self._pump = asyncio.create_task(self._guarded(), name="ledger-claims")
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Everything recorded is durable, and what is open is given back."""
         assert self._pump is not None
         self._closing = True

@@ -23,10 +23,12 @@ Json = dict[str, Any]
 
 DISCLOSURE = "You are talking to an AI, not to a person. It can be wrong and cannot replace human care."
 METHODS = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
-SHARED_FIELDS = {
+SHARED_ROLES = ("system", "user", "assistant")
+FIELDS = {
     "model", "stream", "stream_options", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "user", "metadata", "return_token_ids",
 }  # fmt: skip
+ROLES = ("system", "user", "assistant")
 FIELDS = {
     "/v1/chat/completions": SHARED_FIELDS | {"messages", "max_completion_tokens", "logprobs", "top_logprobs"},
     "/v1/completions": SHARED_FIELDS | {"prompt", "logprobs"},
@@ -177,7 +179,8 @@ class Gateway:
             if _whole(body, name, 1) > self._limits.max_new_tokens:
                 raise Refused(400, f"{name} = {body[name]}: at most {self._limits.max_new_tokens}")
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or self._limits.max_new_tokens
-        return body | {"max_tokens": limit}
+        messages = {"messages": _messages(body)} if path == "/v1/chat/completions" else {}
+        return body | messages | {"max_tokens": limit}
 
     # ---- the answer
 
@@ -221,9 +224,6 @@ class Gateway:
 def _prompts(path: str, body: Json) -> int:
     """How many prompts the body holds. Raises Refused(400) for what is none."""
     if path == "/v1/chat/completions":
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-            raise Refused(400, "messages: a list of at least one {role, content}")
         return 1
     prompt = body.get("prompt")
     if isinstance(prompt, str) and prompt:
@@ -231,6 +231,27 @@ def _prompts(path: str, body: Json) -> int:
     if not isinstance(prompt, list) or not prompt:
         raise Refused(400, "prompt: a string, a list of token ids, or a list of these")
     return 1 if all(isinstance(token, int) for token in prompt) else len(prompt)
+
+
+def _messages(body: Json) -> list[Json]:
+    """The messages, reduced to role and text. Raises Refused(400)."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise Refused(400, "messages: a list of at least one {role, content}")
+    for i, message in enumerate(messages):
+        if message.get("role") not in ROLES:
+            raise Refused(400, f"messages.{i}.role = {message.get('role')!r}: one of {', '.join(ROLES)}")
+    return [{"role": message["role"], "content": _text(i, message)} for i, message in enumerate(messages)]
+
+
+def _text(i: int, message: Json) -> str:
+    """A message's content: a string, or OpenAI's list of text parts, joined by line ends as vLLM does."""
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    if not texts or len(texts) != len(parts or []) or not all(isinstance(text, str) for text in texts):
+        raise Refused(400, f"messages.{i}.content: a string, or a list of {{type: text, text}}")
+    return "\n".join(texts)
 
 
 def _whole(body: Json, name: str, default: int) -> int:

@@ -51,7 +51,9 @@ class Ledger:
         self._claims = Claims(files, self.writer, self._tail)
         self._presence = Presence(files, self.writer, self._journals.flush, stale_s)
         self._claims.load()
-        for writer in self._journals.writers():  # after the claims: a claim that a snapshot leaves out has its reply here
+        for (
+            writer
+        ) in self._journals.writers():  # after the claims: a claim that a snapshot leaves out has its reply here
             self._tail(writer)
 
     # ---------------------------------------------------------------- replies
@@ -112,7 +114,9 @@ class Ledger:
             return
         for place, block in self._journals.fetch(writer):
             for line in block.splitlines(keepends=True):
-                if line.startswith(_BEGINS) and line.endswith(b"}\n"):  # a damaged line is no reply: it is asked for again
+                if line.startswith(_BEGINS) and line.endswith(
+                    b"}\n"
+                ):  # a damaged line is no reply: it is asked for again
                     self._index(line[_KEY].decode(), place, len(line))
                 place += len(line)
 
@@ -153,7 +157,11 @@ class Ledger:
 
     def release(self, keys: Iterable[str] | None = None) -> None:
         """Give back claims whose requests will not be answered by us; all that are open without `keys`."""
-        mine = [k for k in (self._claims.held(self.writer) if keys is None else keys) if self._claims.owner(k) == self.writer]
+        mine = [
+            k
+            for k in (self._claims.held(self.writer) if keys is None else keys)
+            if self._claims.owner(k) == self.writer
+        ]
         while mine and not self._claims.append({"released": sorted(mine)}):
             pass
 
@@ -178,14 +186,18 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def summary(self) -> dict[str, Spent]:
         """Requests and tokens by model asked, over all replies known now; reads every line once."""
         sums: dict[str, list[int]] = {}
         for place in self._places.values():
-            line: dict[str, Any] = orjson.loads(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
+            line: dict[str, Any] = orjson.loads(
+                self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1))
+            )
             counted = line["tokens_in"] is not None and line["tokens_out"] is not None
             one = (1, line["tokens_in"] or 0, line["tokens_out"] or 0, 0 if counted else 1)
             sums[line["model"]] = [a + b for a, b in zip(sums.get(line["model"], (0, 0, 0, 0)), one, strict=True)]

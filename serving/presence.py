@@ -106,7 +106,11 @@ class Presence:
                 return False
             self._identities[writer] = json.loads(data)
         them = self._identities[writer]
-        if self._machine is not None and them["machine"] == self._machine and process_start(them["pid"]) != them["started"]:
+        if (
+            self._machine is not None
+            and them["machine"] == self._machine
+            and process_start(them["pid"]) != them["started"]
+        ):
             return False
         return self._beats_on(writer)
 

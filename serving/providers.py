@@ -68,14 +68,19 @@ class Provider:
         else:
             return None
         if not found:
-            raise ValueError(f"provider {self.name!r} ({self.base_url}) needs an API key: put it into {self.secret_named}")
+            raise ValueError(
+                f"provider {self.name!r} ({self.base_url}) needs an API key: put it into {self.secret_named}"
+            )
         return found
 
     def accepts(self, asked: str, served: str | None) -> bool:
         """Whether a reply of model `served` answers a request for `asked`. A provider that does not say is believed."""
         if served is None or served == asked or served in self.served or "*" in self.served:
             return True
-        return served.startswith(asked) and re.fullmatch(r"-(\d{4}-\d\d-\d\d|\d{8}|\d{4}|\d{3})", served[len(asked) :]) is not None
+        return (
+            served.startswith(asked)
+            and re.fullmatch(r"-(\d{4}-\d\d-\d\d|\d{8}|\d{4}|\d{3})", served[len(asked) :]) is not None
+        )
 
     def check_served(self, asked: str, served: str | None) -> None:
         """Raises ProviderStopped when another model answered than was asked."""
@@ -108,7 +113,9 @@ _MEND = {
 }
 
 
-def read_reply(provider: Provider, request: Request, status: int, headers: Mapping[str, str], raw: bytes) -> Answer | Retry:
+def read_reply(
+    provider: Provider, request: Request, status: int, headers: Mapping[str, str], raw: bytes
+) -> Answer | Retry:
     """What an HTTP response means. Raises ProviderStopped when no further request will be answered either."""
     if status == 200:
         return _completion(raw)
@@ -117,12 +124,16 @@ def read_reply(provider: Provider, request: Request, status: int, headers: Mappi
         status = 402
     if status in _MEND:
         hint = _MEND[status].format(secret=provider.secret_named, model=request.model)
-        raise ProviderStopped(f"provider {provider.name!r} ({provider.base_url}) answered {status}: {hint}. It said: {said}")
+        raise ProviderStopped(
+            f"provider {provider.name!r} ({provider.base_url}) answered {status}: {hint}. It said: {said}"
+        )
     if status in _ROW_ONLY:
         return Answer("", "refused", refused=f"HTTP {status}: {said}")
     if status == 429 or status == 408 or status >= 500:
         return Retry(f"HTTP {status}: {said}", retry_after_s(headers.get("Retry-After")), limited=status == 429)
-    raise ProviderStopped(f"provider {provider.name!r} ({provider.base_url}) answered {status}, which is no API's answer: {said}")
+    raise ProviderStopped(
+        f"provider {provider.name!r} ({provider.base_url}) answered {status}, which is no API's answer: {said}"
+    )
 
 
 def _completion(raw: bytes) -> Answer | Retry:
@@ -131,7 +142,13 @@ def _completion(raw: bytes) -> Answer | Retry:
         choice = body["choices"][0]
         message, usage = choice["message"], body.get("usage") or {}
         text, refusal = message.get("content") or "", message.get("refusal")
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):  # a proxy's page, or a reply cut off
+    except (
+        orjson.JSONDecodeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+    ):  # a proxy's page, or a reply cut off
         return Retry(f"no completion in the reply: {_shown(raw)}")
     finish = choice.get("finish_reason") or "stop"
     if finish == "content_filter":

@@ -60,7 +60,7 @@ class Engine:
         return _json({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
 
     async def counts(self, request: web.Request) -> web.Response:
-        """`finished` are [request id, unix time]; only replies with status 200 are among them."""
+        """`asked`: times by request id; `finished`: [request id, unix time] of replies with status 200, sent to the end."""
         total, distinct = sum(self.asked.values()), len(self.asked)
         numbers = {
             "total": total,
@@ -68,7 +68,7 @@ class Engine:
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
         }
-        return _json(numbers | {"finished": self.finished})
+        return _json(numbers | {"asked": self.asked, "finished": self.finished})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -88,7 +88,10 @@ class Engine:
             fault = self._fault(ident)
             await asyncio.sleep(self.faults.latency_s if fault != "hang" else 3600)
             status, headers, raw = faulty(fault, self.faults, completion(ident, body, text))
-            response = await _send(request, status, headers, raw, fault)
+            try:
+                response = await _send(request, status, headers, raw, fault)
+            except ConnectionResetError:  # the client is gone: nobody to tell
+                return web.Response(status=499)
             if status == 200:
                 self.finished.append((ident, time.time()))
             return response

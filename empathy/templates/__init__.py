@@ -19,4 +19,6 @@ def load(name_or_path: str) -> str:
     path = Path(name_or_path).expanduser()
     if path.suffix == ".jinja" and path.is_file():
         return path.read_text(encoding="utf-8")
-    raise ValueError(f"template = {name_or_path!r}: no such template; give one of {', '.join(names())} or the path of a .jinja file")
+    raise ValueError(
+        f"template = {name_or_path!r}: no such template; give one of {', '.join(names())} or the path of a .jinja file"
+    )

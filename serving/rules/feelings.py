@@ -122,14 +122,18 @@ DIFFICULT = Feeling(
     "difficulty", False, "", ("like a lot to deal with", "really hard", "difficult"),
     ("I feel for you.", "I am with you in this.", "That touches me."),
 )  # fmt: skip
-_WEAK = frozenset("lost down old great love loved better soon ready passed gave broke kind sorry wish test tests fun old".split())
+_WEAK = frozenset(
+    "lost down old great love loved better soon ready passed gave broke kind sorry wish test tests fun old".split()
+)
 _NEGATIONS = frozenset("not no never isn't wasn't don't didn't can't cannot won't hardly without aren't".split())
 
 
 @cache
 def _lexicon() -> tuple[dict[str, str], list[tuple[str, str]]]:
     whole = {w: f.name for f in FEELINGS for w in f.words.split() if not w.endswith("*")}
-    stems = sorted(((w[:-1], f.name) for f in FEELINGS for w in f.words.split() if w.endswith("*")), key=lambda s: -len(s[0]))
+    stems = sorted(
+        ((w[:-1], f.name) for f in FEELINGS for w in f.words.split() if w.endswith("*")), key=lambda s: -len(s[0])
+    )
     return whole, stems
 
 

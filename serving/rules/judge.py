@@ -30,7 +30,9 @@ CARING = re.compile(
     r"how can i|can i (?:do|help)|would it help|anything i can|be gentle|deserve|wish you|good luck|hang in|sending|hugs?|proud of you|"
     r"tell me more|have you (?:tried|thought|talked|considered)|maybe you (?:can|could)|you can (?:do|always)|happy to|glad to|i'd love)\b"
 )
-ORDERING = re.compile(r"\b(?:you (?:should|need to|must) (?:just|stop|get|not)|get over|stop \w+ing|calm down|your own fault|whatever|big deal|who cares|lol)\b")
+ORDERING = re.compile(
+    r"\b(?:you (?:should|need to|must) (?:just|stop|get|not)|get over|stop \w+ing|calm down|your own fault|whatever|big deal|who cares|lol)\b"
+)
 STEERING = re.compile(r"\b(?:ignore (?:all|any|the|previous)|as the judge|winner|more empathetic|overall\b.*\btie|\"overall\"|system prompt|other reply|this reply)\b|[{}]")  # fmt: skip
 _ODD_AFTER = {
     **dict.fromkeys(("a", "an", "the", "my", "your", "his", "our"), frozenset("a an the is are was am i you it of to and for be my your that with".split())),

@@ -21,7 +21,10 @@ _FLIP = {
     "we'll": "you'll", "our": "your", "ours": "yours", "us": "you", "ourselves": "yourselves",
 }  # fmt: skip
 _AFTER_I = {"am": "are", "was": "were", "wasn't": "weren't"}
-_LEADS = re.compile(r"^(?:(?:and|so|well|but|oh|yes|yeah|hi|hey|also|then|anyway|basically|honestly|hello|lol|ok|okay)\b[ ,]*)+", re.IGNORECASE)
+_LEADS = re.compile(
+    r"^(?:(?:and|so|well|but|oh|yes|yeah|hi|hey|also|then|anyway|basically|honestly|hello|lol|ok|okay)\b[ ,]*)+",
+    re.IGNORECASE,
+)
 _COMMON = frozenset(
     "a an the and or but if so to of in on at for with from by as is are was were be been being am do did does done have has had it its "
     "this that these those there here then than when while what which who whom how why i you he she they we me him her them us my your "
@@ -73,10 +76,10 @@ def flipped(clause: str) -> str:
     out: list[str] = []
     previous = ""
     for token in clause.split():
-        bare = token.lower().replace("’", "'").strip(",:\"()")
+        bare = token.lower().replace("’", "'").strip(',:"()')
         word = _AFTER_I.get(bare, "") if previous in ("i", "and i") else ""
         word = word or _FLIP.get(bare, "")
-        out.append(token if not word else word + token[len(token.rstrip(",:\"()")) :])
+        out.append(token if not word else word + token[len(token.rstrip(',:"()')) :])
         previous = bare
     return " ".join(out)
 

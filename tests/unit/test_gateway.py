@@ -164,6 +164,9 @@ async def test_a_body_that_drips_is_408() -> None:
         (chat(messages=[]), "messages"),
         (chat(messages="hello"), "messages"),
         (chat(messages=["hello"]), "messages"),
+        (chat(messages=[{"role": "user"}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]), "messages.1.role"),
         (chat(stop=["a"] * 17), "stop"),
         (chat(chat_template="{{ 1 }}"), "chat_template"),
         (chat(use_beam_search=True, best_of=10_000), "best_of, use_beam_search"),
@@ -203,6 +206,13 @@ async def test_a_request_without_max_tokens_gets_the_limit() -> None:
     assert backend.asked[0][1]["max_tokens"] == 77
     await ask(backend, chat(max_completion_tokens=5))
     assert backend.asked[1][1]["max_tokens"] == 5
+
+
+async def test_messages_go_on_as_role_and_text_only() -> None:
+    backend = Scripted(200, {})
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    await ask(backend, chat(messages=[{"role": "user", "content": parts, "name": "x", "tool_calls": [1]}]))
+    assert backend.asked[0][1]["messages"] == [{"role": "user", "content": "a\nb"}]
 
 
 async def test_the_first_reply_says_that_it_comes_from_an_ai() -> None:

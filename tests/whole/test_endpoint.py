@@ -91,8 +91,8 @@ def test_every_students_greedy_reply_is_transformers_and_is_the_one_that_bulk_ge
         answer.id: answer
         for answer in endpoint.generate(StudentRequest(name, name, prompt, TOKENS) for name in students.names)
     }
-    with ThreadPoolExecutor(12) as pool:  # all at once: batches mix base and adapters
-        replies = list(pool.map(lambda name: (name, ask(client, name)), students.names * 4))
+    with ThreadPoolExecutor(6) as pool:  # all at once: batches mix base and adapters
+        replies = list(pool.map(lambda name: (name, ask(client, name)), students.names * 2))
     for name, reply in replies:
         assert reply.prompt_token_ids == prompt
         assert reply.choices[0].token_ids == expected[name] == bulk[name].token_ids
@@ -164,7 +164,7 @@ def test_bad_requests_are_told_so(raw: httpx.Client, fields: dict[str, Any], sta
 
 
 def _stream(raw: httpx.Client, **fields: Any) -> Any:
-    body = {"model": "base", "messages": MESSAGES, "max_tokens": LONG, "temperature": 1, "seed": 1, "stream": True}
+    body = {"model": "base", "messages": MESSAGES, "max_tokens": LONG, "temperature": 0, "stream": True}
     return raw.stream("POST", "/v1/chat/completions", json=body | fields)
 
 
@@ -181,21 +181,21 @@ def _unfinished(endpoint: Students) -> int:
 
 def test_a_client_that_leaves_its_stream_ends_the_generation(endpoint: Students, raw: httpx.Client) -> None:
     with _stream(raw) as stream:
-        next(stream.iter_lines())
-        assert _unfinished(endpoint) == 1
-    left = time.monotonic()
-    _wait_for(lambda: _unfinished(endpoint) == 0, 2)  # the reply would have taken much longer:
-    with _stream(raw) as stream:
         began = time.monotonic()
         tokens = sum(1 for line in stream.iter_lines() if line.startswith("data: {"))
-        assert time.monotonic() - began > time.monotonic() - left or tokens > 100
+        whole_s = time.monotonic() - began
+    assert tokens > LONG / 2
+    with _stream(raw) as stream:
+        next(stream.iter_lines())
+        assert _unfinished(endpoint) == 1
+    _wait_for(lambda: _unfinished(endpoint) == 0, whole_s / 2)
 
 
 def test_a_full_queue_is_503_with_retry_after_and_health_still_answers(endpoint: Students, raw: httpx.Client) -> None:
     """4 are computed and 4 wait in the engine, 2 wait before it: of 30 at once, at least 20 are sent away."""
 
     def one(_: int) -> httpx.Response:
-        body = {"model": "base", "messages": MESSAGES, "max_tokens": 300, "temperature": 1, "seed": 1}
+        body = {"model": "base", "messages": MESSAGES, "max_tokens": 300, "temperature": 0}
         return raw.post("/v1/chat/completions", json=body)
 
     with ThreadPoolExecutor(31) as pool:

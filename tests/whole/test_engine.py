@@ -1,4 +1,4 @@
-"""Bulk generation on a real engine: vLLM under Ray Serve with two adapters, against transformers, over killed processes."""
+"""Bulk generation on a real engine with two adapters: equal to transformers, over killed processes."""
 
 import json
 import os
@@ -211,7 +211,7 @@ def test_a_student_whose_template_renders_otherwise_than_at_training_is_refused(
 ) -> None:
     trained = rendering_sha256(renderer(students.base, TEMPLATE))
     served = replace(
-        students, adapters={}, chat_template=TEMPLATE.replace("|user|", "|human|"), rendering_sha256=trained
+        students, adapters={}, chat_template=TEMPLATE.replace("'|>' +", "'|> ' +"), rendering_sha256=trained
     )
     assert rendering_sha256(renderer(students.base, TEMPLATE)) == trained
     with pytest.raises(ValueError, match="rendering_sha256"):
@@ -292,7 +292,7 @@ def test_the_probes_tell_templates_apart(students: StudentSet) -> None:
     templates = [
         TEMPLATE,
         TEMPLATE.replace("{{ eos_token }}", ""),
-        TEMPLATE.replace("|user|", "|human|"),
+        TEMPLATE.replace("'|>' +", "'|> ' +"),
         TEMPLATE + " ",
     ]
     hashes = {rendering_sha256(renderer(students.base, template)) for template in templates}
