@@ -123,7 +123,7 @@ class Book:
 
     def checks(self) -> list[Check]:
         """SFT lowers the held-out NLL of what it learned; DPO raises preference accuracy over its starting point."""
-        lower = [self._check(e, "lowers the held-out NLL per token of its", -1) for e in self.of("nll_difference")]
+        lower = [self._check(e, "lowers held-out NLL per token against", -1) for e in self.of("nll_difference")]
         raised = [
             self._check(e, f"raises held-out preference accuracy ({kind}) over", +1)
             for kind in ("summed", "per_token", "over_base")

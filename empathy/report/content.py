@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from empathy.records import Dialogue
@@ -71,9 +72,10 @@ def _outcomes(tables: Iterable[Table], chosen: set[str]) -> Iterator[dict[str, A
     """won, lost, tie or what went wrong, of each call; the calls that showed the arm first come first."""
     words = {"a": "won", "b": "lost", "tie": "tie"}
     for t in tables:
-        rows = t.rows.select(["dialogue_id", "first", "status", "overall"]).to_pylist()
+        shown = t.rows.filter(pc.is_in(t.rows["dialogue_id"], pa.array(sorted(chosen))))
+        rows = shown.select(["dialogue_id", "first", "status", "overall"]).to_pylist()
         by_dialogue: dict[str, list[str]] = {}
-        for row in sorted((r for r in rows if r["dialogue_id"] in chosen), key=lambda r: str(r["first"])):
+        for row in sorted(rows, key=lambda r: str(r["first"])):
             by_dialogue.setdefault(row["dialogue_id"], []).append(words.get(row["overall"], row["status"]))
         for ident, outcomes in by_dialogue.items():
             match = {"slot": t.arm.slot, "opponent": t.judged.opponent, "judge": t.judge}

@@ -71,9 +71,10 @@ def draw(
         "hatch.linewidth": 0.5,
     }
     panels = list(dict.fromkeys(b.panel for b in bars))
-    with plt.rc_context(style):
+    with plt.rc_context({**style, "hatch.linewidth": 0.5}):
         widest = max(sum(b.panel == p for b in bars) for p in panels)
-        width = max(3.9, 0.42 * widest + 1.2)
+        widest_groups = max(len({b.group for b in bars if b.panel == p}) for p in panels)
+        width = max(3.9, 0.42 * widest + 1.2, 1.15 * widest_groups + 0.9)  # inches: bars, and the names under them
         columns = max(1, min(len(panels), int(13 // width)))
         rows = -(-len(panels) // columns)
         size = (width * columns, 2.7 * rows + 0.5)
@@ -113,7 +114,7 @@ def _panel(axis: Any, panel: str, bars: Sequence[Bar], label: str, top: float | 
         axis.axhline(line, color="#222222", linestyle="--", linewidth=0.9)
     axis.set_ylim(0, top)
     axis.set_xlim(-0.6, len(groups) - 0.4)
-    axis.set_xticks(range(len(groups)), [textwrap.fill(g, 18) for g in groups])
+    axis.set_xticks(range(len(groups)), [textwrap.fill(g, 15) for g in groups], fontsize=8)
     axis.set_ylabel(label)
     axis.set_title(panel, loc="left", fontsize=9, fontweight="bold")
     axis.spines[["top", "right"]].set_visible(False)

@@ -232,7 +232,7 @@ def test_likelihood_and_preference(book: Book) -> None:
 
 def test_checks_say_what_training_did(book: Book) -> None:
     by_arm = {c.claim: c.holds for c in book.checks()}
-    assert by_arm["sft direct lowers the held-out NLL per token of its tiny (base)"] is True
+    assert by_arm["sft direct lowers held-out NLL per token against tiny (base)"] is True
     assert by_arm["sft+dpo direct raises held-out preference accuracy (summed) over sft direct"] is True
     assert by_arm["sft+dpo direct raises held-out preference accuracy (over_base) over sft direct"] is False
 
