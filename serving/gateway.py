@@ -23,8 +23,7 @@ Json = dict[str, Any]
 
 DISCLOSURE = "You are talking to an AI, not to a person. It can be wrong and cannot replace human care."
 METHODS = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
-SHARED_ROLES = ("system", "user", "assistant")
-FIELDS = {
+SHARED_FIELDS = {
     "model", "stream", "stream_options", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "user", "metadata", "return_token_ids",
 }  # fmt: skip
