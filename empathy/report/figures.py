@@ -57,7 +57,7 @@ def draw(
     top: float | None = None,
     line: float | None = None,
 ) -> Figure:
-    """Grouped bars with error bars, panels side by side where they fit; y from 0 to `top`, and a dashed line at `line`."""
+    """Grouped bars with error bars, panels side by side where they fit; y from 0 to `top`, a dashed line at `line`."""
     import matplotlib
 
     matplotlib.use("svg")
