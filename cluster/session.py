@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cluster.profile import Profile
 
@@ -24,6 +25,23 @@ def environment(profile: Profile) -> dict[str, str]:
     }
 
 
+STARTS = 3
+"""A busy machine can miss the 30 s that Ray gives its own processes to come up; another try finds it less busy."""
+
+
+def _start(options: dict[str, Any]) -> None:
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises the bare class here; the text alone tells a slow start
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt == STARTS:
+                raise
+
+
 @contextmanager
 def ray_session(profile: Profile) -> Iterator[None]:
     """Ray is up inside. RAY_ADDRESS (set in a submitted job) wins over the profile's address."""
@@ -35,7 +53,7 @@ def ray_session(profile: Profile) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or profile.ray.address
     settings = environment(profile)
     os.environ.update(settings)
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "address": address,
         "runtime_env": {"env_vars": settings},
         "logging_level": logging.WARNING,
@@ -47,7 +65,7 @@ def ray_session(profile: Profile) -> Iterator[None]:
             "include_dashboard": False,
             "log_to_driver": False,
         }
-    ray.init(**options)
+    _start(options)
     try:
         yield
     finally:

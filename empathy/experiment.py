@@ -240,7 +240,10 @@ class Experiment(Section):
                 )
         folder = self.teacher.prompts if self.teacher else None
         for strategy in [s for arms in self.arms for s in arms.strategy]:
-            prompts.load(strategy, folder=folder)
+            if not prompts.rewrites(prompts.load(strategy, folder=folder)):
+                raise ValueError(
+                    f"arms.strategy = {strategy!r}: its prompt has no {{reply}} to rewrite; choose one that rewrites"
+                )
         needs = [m for arms in self.arms if not arms.teacher for m in arms.method if m != "human"]
         if needs and self.teacher is None:
             raise ValueError(

@@ -38,7 +38,8 @@ def calls(stage: Stage, store: Store) -> int | None:
 def text(experiment: Experiment, lowered: Lowered, store: Store) -> str:
     """The plan as a table."""
     stages = list(walk([lowered.report]))
-    to_make = missing([lowered.report], store.done)
+    finished = store.finished(stages)
+    to_make = missing([lowered.report], lambda stage: stage.key in finished)
     waiting = {s.key for s in to_make}
     lines = [
         f"{experiment.name}: {experiment.question}",

@@ -72,7 +72,12 @@ async def _answer_part(client: Client, store: Store, job: Job, part: int) -> Non
 
 
 async def _answer_parts(
-    store: Store, ledger: Ledger, providers: Sequence[Provider], in_flight: int, jobs: Sequence[Job], parts: Sequence[Done]
+    store: Store,
+    ledger: Ledger,
+    providers: Sequence[Provider],
+    in_flight: int,
+    jobs: Sequence[Job],
+    parts: Sequence[Done],
 ) -> AsyncGenerator[Done, None]:
     """Make `parts`, a few at a time; yields each when it is written. Raises what the first failing part raised."""
     waiting, running = list(reversed(parts)), dict[asyncio.Task[None], Done]()

@@ -87,7 +87,7 @@ class _Job:
         self.dialogues = store.get(stage.inputs["dialogues"])
         self.spec = _student(stage)
         self.parts: dict[int, _Part] = {}
-        self._finished = set(self.writer.finished_parts())
+        self._finished = self.writer.finished_indices()
 
     def requests(self) -> Iterator[Request]:
         """Every request that no finished part answers; reads one part at a time."""

@@ -1,0 +1,54 @@
+"""Put students of an experiment behind an OpenAI-compatible endpoint: the engine, template and rendering that they were judged with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster import profile as profiles
+from empathy import experiment
+from empathy.lower import Lowered, lower
+from empathy.stages import Stage
+from empathy.store import Store
+
+
+def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, Stage]:
+    """The checkpoints of these names. Raises ValueError for a name that is unknown, and for one that is not made yet."""
+    for name in names:
+        if name not in lowered.checkpoints:
+            raise ValueError(f"student = {name!r}: unknown; there are {', '.join(lowered.checkpoints)}")
+        if not store.done(lowered.checkpoints[name]):
+            raise ValueError(f"student = {name!r}: not made in {store.url}; `empathy run` makes it")
+    return {name: lowered.checkpoints[name] for name in names}
+
+
+def serve(
+    names: Sequence[str], file: str, on: str | None, store_url: str | None, host: str, port: int, key_env: str
+) -> int:
+    """Serve until interrupted. Raises ValueError for unknown students, students of several bases, and a missing key."""
+    from cluster.session import ray_session
+    from cluster.steps.generating import resources, student_set
+    from cluster.weights import fetch
+    from serving.app import HttpOptions, start_engine
+
+    profile = profiles.load(on, store_url)
+    store = profile.open_store()
+    x = experiment.load(file)
+    checkpoints = chosen(names, lower(x), store)
+    http = HttpOptions(host=host, port=port, key_env=key_env)
+    http.read_key()
+    cache = Path(profile.cache).expanduser()
+    weights = [fetch(stage, store, cache) for stage in checkpoints.values()]
+    if len({w.base for w in weights}) > 1:
+        raise ValueError(
+            f"students = {', '.join(names)}: they stand on different bases; serve each base's students apart"
+        )
+    students = student_set(weights, profile.engine, x.train.precision, list(checkpoints))
+    with ray_session(profile), start_engine(students, http=http, resources=resources(profile.engine)) as running:
+        print(f"{running.url}/v1 serves {', '.join(names)}; the key is in ${key_env}; interrupt to stop", flush=True)
+        try:
+            running.wait()
+        except KeyboardInterrupt:  # how it is meant to end
+            print("stopped", file=sys.stderr)
+    return 0
