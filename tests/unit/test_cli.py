@@ -117,3 +117,13 @@ def test_entrypoint_carries_no_secret_and_quotes_paths(tmp_path: Path) -> None:
     profile = profiles.load(None, str(tmp_path / "a store"))
     command = submit.entrypoint("folder/exp.toml", None, profile)
     assert command == f"python -m jobs.run exp.toml --store '{tmp_path}/a store'"
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "infra" / "profiles").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_profiles_load_by_name(file: Path) -> None:
+    assert profiles.load(file.stem).store
+
+
+def test_the_laptop_profile_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert profiles.load("laptop") == profiles.load(None)
