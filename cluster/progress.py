@@ -46,6 +46,9 @@ class Progress:
         """`done` of `of` units of a stage are there."""
         now = time.monotonic()
         began = self._began.setdefault(stage.key, now)
+        if done >= of > 0 and stage.kind in ("checkpoint", "logprobs"):  # their workers commit them one by one
+            self.finished(stage, {})
+            return
         if now - self._said < self.every_s and done:
             return
         self._said = now
