@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -25,7 +26,7 @@ from empathy.records import Turn
 from serving.rules import judge, teacher
 
 MODELS = {"rule-teacher": teacher.reply, "rule-judge": judge.reply}
-Fault = Literal["", "429", "500", "529", "400", "401", "402", "hang", "drip", "reset", "html", "broken", "no_choices", "empty",
+Fault = Literal["", "429", "500", "529", "400", "401", "402", "403", "hang", "drip", "reset", "html", "broken", "no_choices", "empty",
                 "length", "refusal", "content_filter", "other_model", "dated_model"]  # fmt: skip
 
 
@@ -38,22 +39,28 @@ class Faults:
     share: float = 1.0
     first: int = 1
     retry_after: str = "0.2"
+    echo_key: bool = False
+    """Send the caller's key back in every reply, as careless servers do."""
 
 
 class Engine:
     """The server's state: what was asked, how often, and when its reply was sent to the last byte."""
 
     def __init__(self, faults: Faults):
+        self.begin(faults)
+
+    def begin(self, faults: Faults) -> None:
         self.faults = faults
         self.asked: Counter[str] = Counter()
         self.finished: list[tuple[str, float]] = []
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = self.keys_seen = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=4 << 20)
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/counts", self.counts)
+        app.router.add_put("/faults", self.reset)
         return app
 
     async def models(self, request: web.Request) -> web.Response:
@@ -67,8 +74,14 @@ class Engine:
             "distinct": distinct,
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
+            "keys_seen": self.keys_seen,
         }
         return _json(numbers | {"asked": self.asked, "finished": self.finished})
+
+    async def reset(self, request: web.Request) -> web.Response:
+        """New faults, and counting begins anew."""
+        self.begin(Faults(**orjson.loads(await request.read())))
+        return _json({})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -81,6 +94,8 @@ class Engine:
                 {"error": {"code": "bad_request", "message": f"not a chat request for {', '.join(MODELS)}: {error!r}"}},
                 400,
             )
+        secret = request.headers.get("Authorization", "")
+        self.keys_seen += bool(secret)
         self.asked[ident] += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -88,6 +103,8 @@ class Engine:
             fault = self._fault(ident)
             await asyncio.sleep(self.faults.latency_s if fault != "hang" else 3600)
             status, headers, raw = faulty(fault, self.faults, completion(ident, body, text))
+            if self.faults.echo_key:
+                raw = raw.replace(b"try again later", b"your " + secret.encode()).replace(b"dog", secret.encode())
             try:
                 response = await _send(request, status, headers, raw, fault)
             except ConnectionResetError:  # the client is gone: nobody to tell
@@ -209,6 +226,19 @@ class Scripted:
             raise OSError(
                 f"the embedded teacher did not start (exit code {self._process.wait()}); its message is above"
             )
+        return self
+
+    def counts(self) -> dict[str, Any]:
+        """What the server was asked so far; see `Engine.counts`."""
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/counts") as response:
+            found: dict[str, Any] = orjson.loads(response.read())
+            return found
+
+    def reset(self, faults: Faults) -> Scripted:
+        """Go on with other faults; counting begins anew."""
+        body = orjson.dumps(asdict(faults))
+        request = urllib.request.Request(self.url.removesuffix("/v1") + "/faults", data=body, method="PUT")
+        urllib.request.urlopen(request).close()
         return self
 
     def __exit__(

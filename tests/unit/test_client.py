@@ -1,0 +1,324 @@
+"""The client against the scripted server: what heals, what costs one row, what stops the run, and what is never told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from empathy.files import Files, open_files
+from empathy.records import Turn
+from empathy.requests import Answer, Asking, Request
+from serving.client import Counts, drive
+from serving.ledger import Ledger
+from serving.providers import Provider, ProviderDown, ProviderStopped, read_reply, retry_after_s
+from serving.scripted import Fault, Faults, Scripted
+
+KEY = "sk-planted-0123456789abcdef"
+
+
+def request(number: int, sample: int = 0) -> Request:
+    return Request("scripted", "rule-teacher", (Turn("user", f"My dog number {number} died."),), sample=sample)
+
+
+def asking(one: Request) -> Asking[Answer]:
+    return (yield one)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return open_files(str(tmp_path))
+
+
+def provider(server: Scripted, **fields: Any) -> Provider:
+    return Provider("scripted", server.url, backoff_s=0.01, **fields)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Scripted]:
+    with Scripted() as server:
+        yield server
+
+
+@pytest.fixture
+def scripted(running: Scripted) -> Callable[..., Scripted]:
+    """One server for all tests: `scripted(fault=...)` makes it behave so, and count anew."""
+    return lambda **faults: running.reset(Faults(**faults))
+
+
+def run(
+    askings: Iterable[tuple[str, Asking[Any]]],
+    place: Provider,
+    files: Files,
+    in_flight: int = 16,
+    counts: Counts | None = None,
+) -> dict[str, Any]:
+    async def work() -> dict[str, Any]:
+        with Ledger(files) as ledger:
+            return {name: record async for name, record in drive(askings, place, ledger, in_flight, counts)}
+
+    return asyncio.run(work())
+
+
+def rows(*numbers: int) -> Iterable[tuple[str, Asking[Answer]]]:
+    return ((str(k), asking(request(k))) for k in numbers)
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "529", "reset", "html", "broken", "no_choices"])
+def test_what_can_heal_is_sent_again(fault: Fault, scripted: Callable[..., Scripted], files: Files) -> None:
+    counts = Counts()
+    server = scripted(fault=fault, first=2, retry_after="0.05")
+    answers = run(rows(1, 2, 3), provider(server), files, counts=counts)
+    assert server.counts()["total"] == counts.calls == 9
+    assert {a.attempts for a in answers.values()} == {3}
+    assert all(a.refused is None and "dog" in a.text for a in answers.values())
+    assert (counts.retries, counts.limited) == (6, 6 if fault == "429" else 0)
+    assert counts.unknown == (6 if fault == "reset" else 0)
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_the_deadline_of_an_attempt_is_total(fault: Fault, scripted: Callable[..., Scripted], files: Files) -> None:
+    began, counts = time.monotonic(), Counts()
+    server = scripted(fault=fault)
+    answers = run(rows(1), provider(server, timeout_s=1.5), files, counts=counts)
+    assert answers["1"].attempts == 2
+    assert counts.unknown == 1
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("fault", ["500", "html"])
+def test_one_row_without_an_answer_costs_one_row_and_is_not_kept(
+    fault: Fault, scripted: Callable[..., Scripted], files: Files
+) -> None:
+    server = scripted(fault=fault, first=0, share=0.2)
+    answers = run(rows(*range(20)), provider(server, attempts=2), files, in_flight=1)
+    lost = {name: a for name, a in answers.items() if a.refused}
+    assert 0 < len(lost) < 10
+    assert all(a.refused.startswith("no answer after 2 attempts:") for a in lost.values())
+    with Ledger(files) as ledger:
+        assert len(ledger) == 20 - len(lost)
+
+
+def test_400_costs_one_row_is_sent_once_and_is_not_kept(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(fault="400", first=0, share=0.5)
+    answers = run(rows(*range(10)), provider(server), files)
+    assert server.counts()["total"] == 10
+    refused = [a for a in answers.values() if a.refused]
+    assert 0 < len(refused) < 10
+    assert "HTTP 400" in refused[0].refused
+    assert "blocked by our policy" in refused[0].refused
+    with Ledger(files) as ledger:
+        assert len(ledger) == 10 - len(refused)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text", "finish", "refused"),
+    [
+        ("empty", "", "stop", None),
+        ("refusal", "", "stop", "I cannot help with that."),
+        ("content_filter", "", "content_filter", "content filter"),
+    ],
+)
+def test_what_was_paid_for_is_kept_whatever_it_is(
+    fault: Fault, text: str, finish: str, refused: str | None, scripted: Callable[..., Scripted], files: Files
+) -> None:
+    server = scripted(fault=fault, first=0)
+    first = run(rows(1), provider(server), files)["1"]
+    again = run(rows(1), provider(server), files)["1"]
+    assert server.counts()["total"] == 1
+    assert first == again
+    assert (first.text, first.finish_reason, first.refused) == (text, finish, refused)
+
+
+def test_finish_reason_length_is_told(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(fault="length")
+    assert run(rows(1), provider(server), files)["1"].finish_reason == "length"
+
+
+@pytest.mark.parametrize("fault", ["401", "402", "403"])
+def test_a_key_or_balance_that_is_no_good_stops_at_once(
+    fault: str, scripted: Callable[..., Scripted], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    server = scripted(fault=fault, first=0)
+    with pytest.raises(ProviderStopped, match=rf"'scripted'.*{fault}.*TEACHER_KEY"):
+        run(rows(*range(50)), provider(server, key_env="TEACHER_KEY"), files, in_flight=2)
+    assert server.counts()["total"] <= 3
+
+
+def test_a_missing_key_is_told_before_anything_is_sent(
+    scripted: Callable[..., Scripted], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEACHER_KEY", raising=False)
+    server = scripted()
+    with pytest.raises(ValueError, match="scripted.*environment variable TEACHER_KEY"):
+        run(rows(1), provider(server, key_env="TEACHER_KEY"), files)
+    assert server.counts()["total"] == 0
+    with pytest.raises(ValueError, match="no/such/file"):
+        Provider("p", "http://localhost", key_file="/no/such/file").key()
+
+
+def test_a_provider_that_is_down_stops_the_run_and_the_rest_is_kept(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    with Scripted() as server:
+        run(rows(*range(10)), provider(server), files)
+        url = server.url
+    with pytest.raises(ProviderDown, match="5 requests in a row without an answer.*Connect"):
+        run(rows(*range(100)), Provider("scripted", url, attempts=2, backoff_s=0.01), files)
+    with Ledger(files) as ledger:
+        assert len(ledger) == 10
+
+
+def test_a_request_that_is_always_refused_stops_the_run(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(fault="400", first=0)
+    with pytest.raises(ProviderStopped, match="refused the first 20 requests"):
+        run(rows(*range(500)), provider(server), files)
+    assert server.counts()["total"] <= 20 + 16
+
+
+def test_another_model_than_asked_for_is_an_alarm_until_it_is_allowed(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    server = scripted(fault="other_model", first=0)
+    with pytest.raises(ProviderStopped, match=r"asked for model 'rule-teacher', 'some-other-model' answered.*served"):
+        run(rows(1), provider(server), files)
+    allowed = provider(server, served=("some-other-model",))
+    assert run(rows(1), allowed, files)["1"].model_served == "some-other-model"
+    assert server.counts()["total"] == 1  # the reply was paid for: allowing it costs nothing
+    mended = scripted()
+    assert run(rows(1), provider(mended), files)["1"].model_served == "rule-teacher"
+
+
+def test_the_dated_version_of_a_model_is_that_model(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(fault="dated_model")
+    assert run(rows(1), provider(server), files)["1"].model_served == "rule-teacher-2024-08-06"
+    place = Provider("p", "http://localhost")
+    accepted = [place.accepts(asked, served) for asked, served in [
+        ("gpt-4o", "gpt-4o-2024-08-06"), ("gpt-4", "gpt-4-0613"), ("gemini-1.5-pro", "gemini-1.5-pro-002"), ("m", None),
+    ]]  # fmt: skip
+    other = [place.accepts(asked, served) for asked, served in [
+        ("gpt-4o", "gpt-4o-mini"), ("gpt-4", "gpt-4-32k"), ("gpt-4", "gpt-4o"), ("gpt-4o-2024-08-06", "gpt-4o"),
+    ]]  # fmt: skip
+    assert (all(accepted), any(other)) == (True, False)
+
+
+def test_equal_requests_are_one_call_and_samples_are_several(scripted: Callable[..., Scripted], files: Files) -> None:
+    same = [(str(k), asking(request(1))) for k in range(30)] + [(f"s{k}", asking(request(1, sample=k))) for k in (1, 2)]
+    server = scripted(latency_s=0.05)
+    answers = run(same, provider(server), files)
+    assert len(answers) == 32
+    assert server.counts()["total"] == 3
+
+
+def test_no_more_than_asked_for_are_in_flight(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(latency_s=0.02)
+    run(rows(*range(60)), provider(server), files, in_flight=7)
+    assert server.counts()["most_in_flight"] == 7
+    run(rows(*range(100, 130)), provider(server, in_flight=3), files, in_flight=7)
+    server = scripted(latency_s=0.02)
+    run(rows(*range(200, 230)), provider(server, in_flight=3), files, in_flight=7)
+    assert server.counts()["most_in_flight"] == 3
+
+
+def test_askings_are_taken_as_they_are_needed(scripted: Callable[..., Scripted], files: Files) -> None:
+    taken = 0
+
+    def many() -> Iterable[tuple[str, Asking[Answer]]]:
+        nonlocal taken
+        for k in range(10_000):
+            taken += 1
+            yield str(k), asking(request(k))
+
+    async def few(place: Provider) -> None:
+        with Ledger(files) as ledger:
+            answered = drive(many(), place, ledger, 8)
+            async for _ in answered:
+                break
+            await answered.aclose()
+
+    server = scripted(latency_s=0.05)
+    asyncio.run(few(provider(server)))
+    total = server.counts()["total"]
+    assert server.counts()["in_flight"] == 0
+    assert taken < 600
+    with Ledger(files) as ledger:
+        assert len(ledger) == total  # what was in flight when we left was paid for, and is kept
+
+
+def test_what_a_generator_raises_ends_the_run_and_what_is_in_flight_is_kept(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    def faulty() -> Asking[Answer]:
+        yield request(0)
+        raise LookupError("a fault of ours")
+
+    server = scripted(latency_s=0.1)
+    with pytest.raises(LookupError, match="a fault of ours"):
+        run([("0", faulty()), *rows(*range(1, 200))], provider(server), files, in_flight=8)
+    with Ledger(files) as ledger:
+        assert len(ledger) == server.counts()["total"] < 50
+
+
+def test_a_text_that_no_json_can_carry_costs_one_row(scripted: Callable[..., Scripted], files: Files) -> None:
+    bad = Request("scripted", "rule-teacher", (Turn("user", "half a pair \ud800"),))
+    server = scripted()
+    answers = run([("bad", asking(bad)), *rows(1)], provider(server), files)
+    assert "cannot be encoded" in answers["bad"].refused
+    assert answers["1"].refused is None
+
+
+def test_a_pause_holds_up_all_requests_of_the_provider(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(fault="429", share=0.3, retry_after="1.0")
+    counts = Counts()
+    run(rows(*range(30)), provider(server), files, in_flight=1, counts=counts)
+    times = sorted(at for _, at in server.counts()["finished"])
+    pauses = sum(b - a > 0.9 for a, b in zip(times, times[1:], strict=False))
+    assert counts.limited > 0
+    assert pauses >= counts.limited - 1
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert retry_after_s("7") == 7.0
+    assert retry_after_s("0.25") == 0.25
+    assert retry_after_s(formatdate(1_000_010, usegmt=True), now_s=1_000_000) == 10.0
+    assert retry_after_s(formatdate(999_000, usegmt=True), now_s=1_000_000) == 0.0
+    assert [retry_after_s(v) for v in (None, "soon", "")] == [None, None, None]
+
+
+def test_a_quota_that_is_used_up_is_no_rate_limit() -> None:
+    body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}'
+    with pytest.raises(ProviderStopped, match="402.*balance"):
+        read_reply(Provider("p", "http://x", key_env="K"), request(1), 429, {}, body)
+
+
+@pytest.mark.parametrize("fault", ["", "401", "500", "400", "html"])
+def test_the_key_is_nowhere(
+    fault: Fault,
+    scripted: Callable[..., Scripted],
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: Any,
+) -> None:
+    """Not in errors, logs, output, ledger or answers, even when the server sends it back."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    said = ""
+    server = scripted(fault=fault, first=0, echo_key=True)
+    try:
+        said = repr(run(rows(1), provider(server, key_env="TEACHER_KEY", attempts=2), files))
+    except (ProviderStopped, ProviderDown) as error:
+        said = repr(error)
+    assert server.counts()["keys_seen"] > 0
+    stored = b"".join(p.read_bytes() for p in Path(files.root).rglob("*") if p.is_file()).decode()
+    out = capfd.readouterr()
+    for text in (said, caplog.text, stored, out.out, out.err, repr(provider(server, key_env="TEACHER_KEY"))):
+        assert KEY not in text
+    assert said
