@@ -204,8 +204,8 @@ class HandleBackend:
                 yield await asyncio.wait_for(anext(response), deadline - time.monotonic())
         except StopAsyncIteration:
             return
-        except BackPressureError as error:
-            raise Busy(f"{error.max_queued_requests} wait already") from None
+        except BackPressureError:
+            raise Busy("the queue is full") from None
         except RayActorError:
             raise Unavailable("the engine died while it answered; ask again") from None
         except TimeoutError:

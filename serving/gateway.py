@@ -194,7 +194,7 @@ class Gateway:
             status = await anext(answer)
             first = await anext(answer)
         except Busy as busy:
-            raise Refused(503, f"too many requests are waiting: {busy}", self._retry_after()) from None
+            raise Refused(503, f"{busy}; ask again later", self._retry_after()) from None
         except Unavailable as gone:
             raise Refused(503, str(gone), self._retry_after()) from None
         if isinstance(first, dict):
