@@ -51,6 +51,8 @@ class Renderer:
         """A row for each (messages, reply). Raises ValueError where a rendered row would not teach exactly the reply."""
         from jinja2.exceptions import TemplateError
 
+        if not chats:
+            return []
         prompts = [[t.as_message() for t in messages] for messages, _ in chats]
         whole = [p + [{"role": "assistant", "content": reply}] for p, (_, reply) in zip(prompts, chats, strict=True)]
         try:

@@ -122,13 +122,18 @@ def compassionate(said: str, feeling: Feeling) -> str:
     return choose(QUESTIONS_GLAD if feeling.pleasant else OFFERS, said, "offer")
 
 
+ANSWER = ("cognitive", "compassionate")
+"""A first answer leaves the sharing of the feeling to be improved on, as plain answers do."""
+NAIVE = ("affective", "compassionate")
+"""What an instruction to improve adds when it names no dimension."""
 DIMENSIONS = {"cognitive": cognitive, "affective": affective, "compassionate": compassionate}
 
 
-def wished(instruction: str) -> list[str]:
-    """The dimensions that an instruction to rewrite speaks of; all three when it names none or asks for what is lacking."""
-    named = [d for d in DIMENSIONS if re.search(rf"\b{d}\b", instruction, re.IGNORECASE)]
-    return named if named and not re.search(r"\black", instruction, re.IGNORECASE) else list(DIMENSIONS)
+def wished(instruction: str) -> Sequence[str]:
+    """The dimensions that an instruction to rewrite speaks of; all three when it asks for what is lacking."""
+    if re.search(r"\black", instruction, re.IGNORECASE):
+        return list(DIMENSIONS)
+    return [d for d in DIMENSIONS if re.search(rf"\b{d}\b", instruction, re.IGNORECASE)] or NAIVE
 
 
 def kept(reply: str, limit_words: int = 30) -> str:
@@ -146,7 +151,7 @@ def rewrite(said: str, reply: str, dimensions: Sequence[str]) -> str:
     feeling, body = main_feeling(said), kept(reply)
     front = [DIMENSIONS[d](said, feeling) for d in dimensions if d != "compassionate"]
     back = [compassionate(said, feeling)] if "compassionate" in dimensions else []
-    new = [s for s in (*front, body, *back) if s == body or s not in body]
+    new = dict.fromkeys(s for s in (*front, body, *back) if s == body or s not in body)
     return " ".join(new)
 
 
@@ -156,4 +161,4 @@ def reply(messages: Sequence[Turn]) -> str:
     if to_improve:
         return rewrite(said, to_improve, wished(instruction))
     feeling = main_feeling(said)
-    return " ".join(say(said, feeling) for say in DIMENSIONS.values())
+    return " ".join(DIMENSIONS[d](said, feeling) for d in ANSWER)
