@@ -36,7 +36,7 @@ def run(targets: Sequence[Stage], context: Context) -> int:
     was finished stays, and the same call goes on from there.
     """
     store, made = context.store, 0
-    context.progress.begin(len(missing(targets, store.done)))
+    context.progress.begin(missing(targets, store.done))
     while pending := missing(targets, store.done):
         now = 0
         for executor in EXECUTORS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster import profile as profiles
 from cluster.profile import Profile
-from cluster.progress import to_terminal
+from cluster.progress import Progress
 from empathy import experiment, report
 from empathy.experiment import Experiment
 from empathy.lower import Lowered, lower
@@ -38,7 +38,7 @@ def _make(x: Experiment, lowered: Lowered, store: Store, profile: Profile) -> in
 
     to_make = missing([lowered.report], store.done)
     with providers.ready(to_make, profile) as places, ray_session(profile):
-        return runner.run([lowered.report], runner.Context(store, profile, to_terminal(), places))
+        return runner.run([lowered.report], runner.Context(store, profile, Progress(), places))
 
 
 def show(file: str, on: str | None, store_url: str | None) -> int:
