@@ -59,6 +59,7 @@ def text(experiment: Experiment, lowered: Lowered, store: Store) -> str:
         "",
         f"up to the students' replies, the arms share: {shared} stages instead of {alone} if each were run alone",
     ]
+    lines += ["", "students: " + ", ".join(lowered.checkpoints)]
     lines += [
         "",
         *(f"  {'to make' if s.key in waiting else 'done   '}  {s.kind:<11} {s.key[:12]}  {s.label}" for s in stages),
