@@ -17,7 +17,7 @@ from empathy.records import Dialogue, Reply, Turn, content_id
 from empathy.specs import RepliesSpec, Student
 from empathy.stages import Stage
 from empathy.store import Store, Writer
-from serving.app import Completion, Refusal, Request, Resources, Students, StudentSet, start_engine
+from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
 from serving.students import renderer
 
 Render = Callable[[Sequence[Mapping[str, str]]], list[int]]
@@ -34,7 +34,7 @@ def _student(stage: Stage) -> Student:
 def student_set(
     weights: Sequence[Weights], engine: Engine, precision: str, names: Sequence[str] | None = None
 ) -> StudentSet:
-    """The students of one base as an engine takes them. `names` are their model names (default: their folders' keys)."""
+    """The students of one base as an engine takes them. `names`: their model names (default: their folders' keys)."""
     base = weights[0]
     named = list(names or [w.name for w in weights])
     return StudentSet(
@@ -89,7 +89,7 @@ class _Job:
         self.parts: dict[int, _Part] = {}
         self._finished = self.writer.finished_indices()
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[StudentRequest]:
         """Every request that no finished part answers; reads one part at a time."""
         assert isinstance(self.stage.spec, RepliesSpec)
         for k in range(len(self.dialogues.parts)):
@@ -101,15 +101,15 @@ class _Job:
                 yield self._request(k, dialogue)
             self._write_if_full(k)
 
-    def _request(self, k: int, dialogue: Dialogue) -> Request:
+    def _request(self, k: int, dialogue: Dialogue) -> StudentRequest:
         system = (Turn("system", self.spec.system),) if self.spec.system else ()
         prompt = self._render([t.as_message() for t in (*system, *dialogue.turns)])
         seed = int(content_id(self.spec.seed, dialogue.id)[:8], 16) if self.spec.temperature else None
         ident = f"{self.stage.key}/{k}/{dialogue.id}"
-        return Request(ident, self.student, prompt, self.spec.max_tokens, self.spec.temperature, seed=seed)
+        return StudentRequest(ident, self.student, prompt, self.spec.max_tokens, self.spec.temperature, seed=seed)
 
-    def take(self, k: int, dialogue_id: str, answer: Completion | Refusal) -> None:
-        if isinstance(answer, Refusal):
+    def take(self, k: int, dialogue_id: str, answer: Completion | Unanswered) -> None:
+        if isinstance(answer, Unanswered):
             reply = Reply(dialogue_id, self.student, "", finish_reason="error", dropped=f"refused: {answer.reason}")
         else:
             reply = Reply(
