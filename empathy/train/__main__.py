@@ -53,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
             file=sys.stderr,
         )
 
-    launch.run(from_json(options.stages.read_text()), options.store, place, placement, say)
+    try:
+        launch.run(from_json(options.stages.read_text()), options.store, place, placement, say)
+    except RuntimeError as error:  # the failed process has told its own story
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from typing import Any, TypeVar
 
 from empathy.train.placement import Device, Placement
@@ -30,8 +34,19 @@ def prepare(device: Device) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
+@contextmanager
+def own_environment() -> Iterator[None]:
+    """What a session and its libraries set in the environment does not outlive it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _has_gpu() -> bool:
-    return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return bool(glob("/dev/nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 @dataclass(frozen=True)
@@ -78,12 +93,15 @@ class Group:
 def join(placement: Placement) -> Group:
     """Join the group that the environment names, or be a group of one. Raises ValueError for device = "cuda" without a GPU."""
     prepare(placement.device)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls, not ours
     import torch
     import torch.distributed as dist
 
     cuda = placement.device != "cpu" and torch.cuda.is_available()
     if placement.device == "cuda" and not cuda:
         raise ValueError('device = "cuda": torch sees no GPU here; set device = "cpu" or install the CUDA build')
+    if "RANK" not in os.environ:
+        _be_alone()
     if not dist.is_initialized():
         _initialise("nccl" if cuda else "gloo", placement.timeout_s)
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -98,22 +116,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _be_alone() -> None:
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": free_port()}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()})
+
+
 def _initialise(backend: str, timeout_s: float) -> None:
     from datetime import timedelta
 
     import torch
     import torch.distributed as dist
 
-    if "RANK" not in os.environ:
-        alone = {
-            "RANK": 0,
-            "WORLD_SIZE": 1,
-            "LOCAL_RANK": 0,
-            "LOCAL_WORLD_SIZE": 1,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free_port(),
-        }
-        os.environ.update({name: str(value) for name, value in alone.items()})
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))

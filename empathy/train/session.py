@@ -6,6 +6,7 @@ was broken off is simply started again.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from empathy.stages import Stage
 from empathy.store import Store
 from empathy.train import check
 from empathy.train.bench import Bench, Report
-from empathy.train.group import Group, join
+from empathy.train.group import Group, join, own_environment
 from empathy.train.placement import Placement
 
 
@@ -27,6 +28,11 @@ def run(stages: Sequence[Stage], store: Store, placement: Placement, progress: R
     called on rank 0. Raises ValueError, before anything is made, for stages that do not fit together.
     """
     check.stages(stages, store, placement)
+    with own_environment():
+        _run(stages, store, placement, progress)
+
+
+def _run(stages: Sequence[Stage], store: Store, placement: Placement, progress: Report | None) -> None:
     group = join(placement)
     if group.world != placement.workers:
         raise ValueError(
@@ -34,12 +40,22 @@ def run(stages: Sequence[Stage], store: Store, placement: Placement, progress: R
         )
     from empathy.train import checkpoint, logprobs  # after `join`: torch reads the environment while it is imported
 
-    with _scratch(group, placement) as scratch:
+    with _frozen_heap(), _scratch(group, placement) as scratch:
         bench = Bench(store, group, placement, scratch, *([progress] if progress else []))
         for stage in stages:
             if not group.from_first(group.first and store.done(stage)):
                 (checkpoint if stage.kind == "checkpoint" else logprobs).make(stage, bench)
             group.wait()
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """What the libraries hold (half a million objects) is not looked through each time a stage's models are let go."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from empathy.train.bench import Bench
 LN2 = math.log(2)
 LN2_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """How far a first DPO loss may be from ln 2. In bf16 the reference's sums and the policy's differ by their rounding."""
+REPORT_EVERY_S = 0.5
 SERIES = {
     "loss": "loss",
     "grad_norm": "grad_norm",
@@ -52,7 +53,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 )
         if self.starts_at_ln2 and state.global_step == 1:
             check_start(logs["loss"], logs["rewards/margins"], self.precision)
-        if self.bench.group.first and (time.monotonic() - self._reported_at > 0.5 or state.global_step == self.steps):
+        if self.bench.group.first and (time.monotonic() - self._reported_at > REPORT_EVERY_S or state.global_step == self.steps):
             self._reported_at = time.monotonic()
             self.bench.report(self.stage, state.global_step, self.steps)
 
