@@ -5,6 +5,7 @@ What is judged is what is served: the engine, the template and the rendering are
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,8 +138,17 @@ class _Job:
         self._units(self.stage, len(self._finished), len(self.dialogues.parts))
 
     def commit(self, alive: Mapping[str, float]) -> None:
-        proofs = {"adapter changes log-probabilities by": alive[self.student]} if self.student in alive else {}
-        self.writer.commit({"proofs": proofs})
+        self.writer.commit({"proofs": _proofs(alive[self.student]) if self.student in alive else {}})
+
+
+def _proofs(change: float) -> dict[str, str]:
+    """`change` is the largest change of a log-probability against the base on fixed prompts; infinite where the tokens part."""
+    parted = math.isinf(change)
+    return {
+        "adapter alive": "its greedy tokens differ from its base's"
+        if parted
+        else f"it changes log-probabilities by {change:.3g}"
+    }
 
 
 def _answer_all(jobs: Sequence[_Job], students: Students) -> None:
