@@ -66,6 +66,8 @@ def ray_session(profile: Profile) -> Iterator[None]:
             "log_to_driver": False,
         }
     _start(options)
+    for name in ("ray.data", "ray.serve", "ray.train"):  # our own progress lines say what happens
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         yield
     finally:
