@@ -15,7 +15,7 @@ Make = Callable[[Stage, Store, Writer], None]
 def _maker(stage: Stage) -> Make | None:
     if isinstance(stage.spec, RepliesSpec):
         return replies.recorded if isinstance(stage.spec.responder, Recorded) else None
-    makers: dict[str, Make] = {"dialogues": dialogues.make, "examples": examples.make, "report": report.write}
+    makers: dict[str, Make] = {"dialogues": dialogues.make, "examples": examples.make, "report": report.make}
     return makers.get(stage.kind)
 
 

@@ -1,7 +1,7 @@
 """The report: estimates as an artifact, and one page that works offline.
 
     build(stage, store)                   -> every estimate, and what else the page says
-    write(stage, store, writer)           makes the artifact: part 0 the estimates, estimates.csv, content.json
+    make(stage, store, writer)            makes the artifact: part 0 the estimates, estimates.csv, content.json
     render(stage, store, folder, head)    draws folder/report.html from the artifact alone, with csv and svg beside it
     headline(estimates, names)            the table for a terminal
 
@@ -60,14 +60,15 @@ def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
     }
 
 
-def write(stage: Stage, store: Store, writer: Writer) -> None:
-    """Make the report's artifact; the caller commits it."""
+def make(stage: Stage, store: Store, writer: Writer) -> None:
+    """Make and commit the report's artifact."""
     from empathy.report.page import as_csv
 
     estimates, content = build(stage, store)
     writer.write_records(0, estimates, Estimate)
     writer.add_file("estimates.csv", as_csv(estimates).encode())
     writer.add_file("content.json", json.dumps(content, sort_keys=True, allow_nan=False).encode())
+    writer.commit()
 
 
 def render(stage: Stage, store: Store, out_dir: Path, head: Headline) -> Path:
