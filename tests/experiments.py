@@ -24,7 +24,7 @@ model           = "rule-teacher"
 unrated_is_good = true
 [students.tiny]
 init  = "random"
-size  = {{ vocab = 400, hidden = 32, layers = 2, heads = 2, kv_heads = 1, intermediate = 64, positions = 256 }}
+size  = {{ vocab = 400, hidden = 64, layers = 2, heads = 2, kv_heads = 1, intermediate = 64, positions = 256 }}
 raise = {{ source = {{ type = "jsonl", path = "{raising}" }}, optimiser = {{ learning_rate = 2e-3, epochs = 1, batch_examples = 8 }} }}
 [train]
 precision         = "fp32"
