@@ -39,6 +39,7 @@ class Executor:
     name: str
     takes: Callable[[Stage], bool]
     run: Run
+    on_ray: bool = True
 
 
 def _responder(stage: Stage) -> object:
@@ -88,7 +89,7 @@ def _generate(batch: Sequence[Stage], context: Context) -> None:
 
 
 EXECUTORS = (
-    Executor("in this process", here.takes, _make_here),
+    Executor("in this process", here.takes, _make_here, on_ray=False),
     Executor("asking", lambda s: isinstance(s.spec, VerdictsSpec) or isinstance(_responder(s), Teacher), _ask),
     Executor("training and scoring", lambda s: s.kind in ("checkpoint", "logprobs"), _train),
     Executor("generating", lambda s: isinstance(_responder(s), Student), _generate),

@@ -2,7 +2,8 @@
 
 The work is cut into batches of one executor: everything that this process can make, everything that asks a paid model, everything
 that trains or scores, everything that generates. A batch takes along every stage whose inputs are done or in the same batch, so one
-worker group trains a whole grid and one engine answers for all students of a base.
+worker group trains a whole grid and one engine answers for all students of a base. Ray is started by the first batch that needs
+it: bad data is refused before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 
 from cluster.executors import EXECUTORS, Context, Executor
 from cluster.lease import try_lease
+from cluster.session import ray_session
 from empathy.stages import Stage, missing
 
 POLL_S = 1.0
@@ -37,20 +39,21 @@ def run(targets: Sequence[Stage], context: Context) -> int:
     """
     store, made = context.store, 0
     context.progress.begin(missing(targets, store.done))
-    while pending := missing(targets, store.done):
-        now = 0
-        for executor in EXECUTORS:
-            batch = batch_of(executor, pending)
-            now = _make(executor, batch, context) if batch else 0
-            if now:
-                break
-        made += now
-        if not now:
-            time.sleep(POLL_S)  # all that could be done is in other hands
+    with ExitStack() as ray:
+        while pending := missing(targets, store.done):
+            now = 0
+            for executor in EXECUTORS:
+                batch = batch_of(executor, pending)
+                now = _make(executor, batch, context, ray) if batch else 0
+                if now:
+                    break
+            made += now
+            if not now:
+                time.sleep(POLL_S)  # all that could be done is in other hands
     return made
 
 
-def _make(executor: Executor, batch: Sequence[Stage], context: Context) -> int:
+def _make(executor: Executor, batch: Sequence[Stage], context: Context, ray: ExitStack) -> int:
     """Make those of the batch that nobody else is making, under their leases."""
     with ExitStack() as leases:
         free: list[Stage] = []
@@ -65,6 +68,8 @@ def _make(executor: Executor, batch: Sequence[Stage], context: Context) -> int:
             if not context.store.done(stage):
                 free.append(stage)
         if free:
+            if executor.on_ray:
+                ray.enter_context(ray_session(context.profile))
             context.progress.working(free, executor.name)
             executor.run(free, context)
         for stage in free:

@@ -34,10 +34,9 @@ def run(file: str, on: str | None, store_url: str | None) -> int:
 
 def _make(x: Experiment, lowered: Lowered, store: Store, profile: Profile) -> int:
     from cluster import providers, runner
-    from cluster.session import ray_session
 
     to_make = missing([lowered.report], store.done)
-    with providers.ready(to_make, profile) as places, ray_session(profile):
+    with providers.ready(to_make, profile) as places:
         return runner.run([lowered.report], runner.Context(store, profile, Progress(), places))
 
 
