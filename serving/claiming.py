@@ -1,4 +1,5 @@
-"""The ledger's claims for coroutines: many single wishes go into few records, and waiting for somebody else's reply is polling.
+"""The ledger's claims for coroutines: many single wishes go into few records, and waiting for somebody else's reply is
+polling.
 
 While one record is being written the next wishes gather (group commit), so a part's requests are one record.
 """
@@ -27,7 +28,8 @@ class Claiming:
         self._closing = False
 
     async def ours(self, key: str) -> bool:
-        """True: the caller is to send this request, and must call `done` after. False: its reply is in the ledger now."""
+        """True: the caller is to send this request, and must call `done` after. False: its reply is in the ledger
+        now."""
         if key in self._ledger:
             return False
         assert self._pump is not None, "entered"

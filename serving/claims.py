@@ -1,8 +1,9 @@
 """Who asks what: one totally ordered log of claims, so that two runs at once never ask the same.
 
-`ledger/claims/0000000123.json` is put only if absent; who loses the race for a number reads the winner's record and tries the next.
-Records: {"writer", "keys"} claims keys that nobody holds, {"writer", "released"} gives some back, "dead" in a record voids all that
-the named writers hold. Who folds the records in order comes to the same owners as everybody else.
+`ledger/claims/0000000123.json` is put only if absent; who loses the race for a number reads the winner's record and
+tries the next. Records: {"writer", "keys"} claims keys that nobody holds, {"writer", "released"} gives some back,
+"dead" in a record voids all that the named writers hold. Who folds the records in order comes to the same owners as
+everybody else.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Claims:
         self._files.put_if_absent(f"{SNAPSHOTS}/{self._next:010d}.json", data)
 
     def settle(self, key: str) -> None:
-        """The reply is known: nobody needs to hold the key any more. May run beside the rest (single steps of dict and set)."""
+        """The reply is known: nobody needs to hold the key any more. May run beside the rest (single steps of dict and
+        set)."""
         if owner := self._owners.pop(key, None):
             self._held[owner].discard(key)
 

@@ -23,7 +23,7 @@ from serving.ledger import Ledger
 from serving.providers import Provider, ProviderDown, ProviderStopped, Retry, read_reply
 
 T = TypeVar("T")
-LOOK_AHEAD = 256
+LOOK_AHEAD = 512
 """Rows whose next request is claimed before it can be sent: a part's requests go into one record of the claims' log."""
 BREAK_AFTER = 5
 """So many rows in a row without any answer: the provider is down."""
@@ -51,7 +51,8 @@ class Counts:
 
 
 class _Line:
-    """One provider in one event loop: its session, its free places, and the pause that a 429 imposes on all its requests."""
+    """One provider in one event loop: its session, its free places, and the pause that a 429 imposes on all its
+    requests."""
 
     def __init__(self, provider: Provider, in_flight: int):
         self.provider = provider
@@ -92,8 +93,8 @@ class _Line:
         self.lost_in_a_row = self.lost_in_a_row + 1 if lost else 0
         if self.lost_in_a_row >= BREAK_AFTER:
             raise ProviderDown(
-                f"provider {self.provider.name!r} ({self.provider.base_url}): {BREAK_AFTER} requests in a row without an answer, "
-                f"the last one: {answer.refused}. What was answered is kept; start again when it is back."
+                f"{self.provider.named}: {BREAK_AFTER} requests in a row without an answer, the last one: "
+                f"{answer.refused}. What was answered is kept; start again when it is back."
             )
         if answer.refused is None:
             self.refused_at_first = -1
@@ -101,13 +102,14 @@ class _Line:
             self.refused_at_first += 1
             if self.refused_at_first >= REFUSED_AT_FIRST:
                 raise ProviderStopped(
-                    f"provider {self.provider.name!r} ({self.provider.base_url}) refused the first {REFUSED_AT_FIRST} requests, the "
-                    f"last one: {answer.refused}. Check the model's name and parameters."
+                    f"{self.provider.named} refused the first {REFUSED_AT_FIRST} requests, the last one: "
+                    f"{answer.refused}. Check the model's name and parameters."
                 )
 
 
 class Client:
-    """Answers requests through the ledger. An async context manager, in one event loop; several `drive`s may share it."""
+    """Answers requests through the ledger. An async context manager, in one event loop; several `drive`s may share
+    it."""
 
     def __init__(
         self, providers: Mapping[str, Provider] | Sequence[Provider] | Provider, ledger: Ledger, in_flight: int = 64
@@ -139,7 +141,8 @@ class Client:
         return self._providers[request.provider]
 
     def known(self, request: Request, counts: Counts) -> Answer | None:
-        """The reply that the ledger has, unless a model answered that is not accepted (then it may be asked for again)."""
+        """The reply that the ledger has, unless a model answered that is not accepted (then it may be asked for
+        again)."""
         answer = self._ledger.get(request.key)
         if answer is None:
             return None
@@ -219,7 +222,7 @@ class Client:
         """Attempt until something comes of it. (answer, whether it stands for no answer at all)"""
         provider, began, failed, sent = line.provider, time.monotonic(), 0, 0
         while True:
-            while (pause := line.paused_until - time.monotonic()) > 0:
+            while (pause := line.paused_until - time.monotonic()) > 0:  # noqa: ASYNC110 (it may be prolonged meanwhile)
                 await asyncio.sleep(pause + random.uniform(0, 0.2 * pause))
             sent += 1
             counts.calls += 1
@@ -245,10 +248,10 @@ class Client:
     ) -> AsyncGenerator[tuple[str, T], None]:
         """Run generators of requests; yields (id, record) as each ends. See the function `drive`."""
         counts = Counts() if counts is None else counts
-        window, feed = max(LOOK_AHEAD, 2 * self.in_flight), iter(askings)
+        window, feed = max(LOOK_AHEAD, 8 * self.in_flight), iter(askings)
         out: asyncio.Queue[tuple[str, Any, Exception | None]] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
-        exhausted, open_rows = False, 0
+        exhausted, open_rows, at_once = False, 0, 0
         try:
             while not exhausted or open_rows:
                 while not exhausted and open_rows < window:
@@ -265,7 +268,9 @@ class Client:
                         open_rows += 1
                     else:
                         yield ident, outcome
-                        await asyncio.sleep(0)  # rows that the ledger answers must not hold up calls in flight
+                        at_once += 1
+                        if at_once % 32 == 0:
+                            await asyncio.sleep(0)  # rows that the ledger answers must not hold up calls in flight
                 while open_rows and (
                     exhausted or open_rows > window // 2
                 ):  # refilled when half empty: fewer, larger claims
@@ -281,7 +286,7 @@ class Client:
 
 def _backoff_s(provider: Provider, sent: int) -> float:
     """Exponential, with jitter over its upper half."""
-    return min(BACKOFF_LIMIT_S, provider.backoff_s * 2 ** (sent - 1)) * random.uniform(0.5, 1.0)
+    return min(BACKOFF_LIMIT_S, provider.backoff_s * 2.0 ** (sent - 1)) * random.uniform(0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -311,7 +316,7 @@ async def _finish(client: Client, ident: str, pending: _Pending, counts: Counts,
         while isinstance(outcome, _Pending):
             outcome = _advance(client, outcome.asking, await client.answer(outcome.request, counts), counts)
         out.put_nowait((ident, outcome, None))
-    except Exception as error:  # re-raised by `drive`: a task has no caller
+    except Exception as error:  # noqa: BLE001  re-raised by `drive`: a task has no caller
         out.put_nowait((ident, None, error))
 
 
@@ -324,11 +329,11 @@ async def drive(
 ) -> AsyncGenerator[tuple[str, T], None]:
     """Run generators of requests, at most `in_flight` requests at a time; yields (id, record) as each ends.
 
-    Askings are taken as they are needed (any number streams through). Every reply goes through `ledger`; when the iterator is
-    exhausted or closed all of them are durable and no claim is left open. Raises what a generator raises; ValueError for a
-    missing key before anything is sent; ProviderStopped, ProviderDown; OSError when the ledger cannot be read or written.
+    Askings are taken as they are needed (any number streams through). Every reply goes through `ledger`; when the
+    iterator is exhausted or closed all of them are durable and no claim is left open. Raises what a generator raises;
+    ValueError for a missing key before anything is sent; ProviderStopped, ProviderDown; OSError when the ledger cannot
+    be read or written.
     """
-    async with Client(providers, ledger, in_flight) as client:
-        async with aclosing(client.drive(askings, counts)) as answered:
-            async for item in answered:
-                yield item
+    async with Client(providers, ledger, in_flight) as client, aclosing(client.drive(askings, counts)) as answered:
+        async for item in answered:
+            yield item

@@ -21,6 +21,7 @@ from empathy.folder import FolderFiles
 FOLDER = "ledger/replies"
 BLOCK_BYTES = 16 << 20
 CHUNKS_A_SEGMENT = 256
+MOST_OPEN = 64
 Block = tuple[int, bytes]
 """Where the block begins (a place that `read` understands), and whole lines."""
 
@@ -41,6 +42,9 @@ class Journals(Protocol):
     def flush(self) -> None:
         """Return when all that was appended is durable."""
 
+    def close(self) -> None:
+        """Flush, and let go of files."""
+
 
 def open_journals(files: Files, writer: str) -> Journals:
     return FolderJournals(files, writer) if isinstance(files, FolderFiles) else BucketJournals(files, writer)
@@ -54,6 +58,7 @@ class FolderJournals:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._fetched: dict[str, int] = {}
+        self._reading: dict[int, int] = {}
         self._descriptor: int | None = None
         self._size, self._dirty = 0, False
         self._lock = threading.Lock()
@@ -87,8 +92,16 @@ class FolderJournals:
                     self._fetched[writer] = start
 
     def read(self, place: int, size: int) -> bytes:
-        with open(self._path(self._names[place >> 40]), "rb", buffering=0) as stream:
-            return os.pread(stream.fileno(), size, place & ((1 << 40) - 1))
+        number = place >> 40
+        if number not in self._reading:
+            if len(self._reading) >= MOST_OPEN:
+                self._close_readers()
+            self._reading[number] = os.open(self._path(self._names[number]), os.O_RDONLY)
+        return os.pread(self._reading[number], size, place & ((1 << 40) - 1))
+
+    def _close_readers(self) -> None:
+        while self._reading:
+            os.close(self._reading.popitem()[1])
 
     def append(self, line: bytes) -> int:
         with self._lock:
@@ -112,6 +125,13 @@ class FolderJournals:
         if self._dirty and self._descriptor is not None:
             self._dirty = False
             os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        self.flush()
+        self._close_readers()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class BucketJournals:
@@ -205,3 +225,7 @@ class BucketJournals:
             self._changed.wait_for(lambda: not self._busy)
             if self._error:
                 raise self._error
+
+    def close(self) -> None:
+        self.flush()
+        self._spool.close()

@@ -1,7 +1,8 @@
 """Replies that were paid for: kept by request key, shared by every run on one store, never asked for again.
 
 Three rules make it hold.
-1. A reply is written to its writer's journal the moment it arrives (`serving.journals`), and only completed replies are.
+1. A reply is written to its writer's journal the moment it arrives (`serving.journals`), and only completed replies
+are.
 2. A request is sent only by who claimed its key first (`serving.claims`); everybody else waits for that writer's reply.
 3. A claim ends with its reply, when its holder gives up, or when its holder is dead (`serving.presence`).
 
@@ -65,7 +66,8 @@ class Ledger:
         return len(self._places)
 
     def get(self, key: str) -> Answer | None:
-        """The reply to the request of this key, from memory's index and one read of its line; None when there is none."""
+        """The reply to the request of this key, from memory's index and one read of its line; None when there is
+        none."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
@@ -101,7 +103,8 @@ class Ledger:
         self._index(request.key, self._journals.append(line), len(line))
 
     def forget(self, key: str) -> None:
-        """Take a reply as absent (its served model is not acceptable), so that it may be claimed and asked for again."""
+        """Take a reply as absent (its served model is not acceptable), so that it may be claimed and asked for
+        again."""
         self._places.pop(bytes.fromhex(key), None)
 
     def _index(self, key: str, place: int, size: int) -> None:
@@ -182,6 +185,7 @@ class Ledger:
         self.flush()
         self.release()
         self._presence.withdraw()
+        self._journals.close()
 
     def __enter__(self) -> Ledger:
         return self

@@ -1,8 +1,8 @@
 """Who writes to a ledger, and whether they still live.
 
-`ledger/writers/NAME.json` says which process a writer is; `NAME.beat` is rewritten every few seconds. A writer is dead when its
-process is gone (seen from the same machine: at once) or when its beat has not changed for `STALE_S` seconds of the observer's
-own clock, so that clocks need not agree.
+`ledger/writers/NAME.json` says which process a writer is; `NAME.beat` is rewritten every few seconds. A writer is dead
+when its process is gone (seen from the same machine: at once) or when its beat has not changed for `STALE_S` seconds
+of the observer's own clock, so that clocks need not agree.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def process_start(pid: int) -> str | None:
 
 
 class Presence:
-    """Our own beat, and what we know of the others'. `each_second` is called about once a second by the beating thread."""
+    """Our own beat, and what we know of the others'. `each_second` is called about once a second by the beating
+    thread."""
 
     def __init__(self, files: Files, writer: str, each_second: Callable[[], None], stale_s: float = STALE_S):
         self._files, self.writer, self._each_second, self.stale_s = files, writer, each_second, stale_s

@@ -24,16 +24,17 @@ class ProviderStopped(ValueError):
 
 
 class ProviderDown(ConnectionError):
-    """The provider answered nothing for many requests in a row. Start again later: what was answered is in the ledger."""
+    """The provider answered nothing for many requests in a row. Start again later: what was answered is in the
+    ledger."""
 
 
 @dataclass(frozen=True)
 class Provider:
     """An OpenAI-compatible server. It names its secret (`key_env` or `key_file`) and never holds it.
 
-    `timeout_s` is the deadline of one attempt from connecting to the last byte; `attempts` bounds how often one request is sent
-    in vain, `patience_s` how long one request may wait on 429s. `served` lists models whose replies are accepted besides the
-    one asked for (its dated versions always are); "*" accepts any.
+    `timeout_s` is the deadline of one attempt from connecting to the last byte; `attempts` bounds how often one
+    request is sent in vain, `patience_s` how long one request may wait on 429s. `served` lists models whose replies
+    are accepted besides the one asked for (its dated versions always are); "*" accepts any.
     """
 
     name: str
@@ -52,6 +53,11 @@ class Provider:
         return f"{self.base_url.rstrip('/')}/chat/completions"
 
     @property
+    def named(self) -> str:
+        """For messages: its name and place."""
+        return f"provider {self.name!r} ({self.base_url})"
+
+    @property
     def secret_named(self) -> str:
         """For messages: what the user has to set."""
         if self.key_file:
@@ -68,9 +74,7 @@ class Provider:
         else:
             return None
         if not found:
-            raise ValueError(
-                f"provider {self.name!r} ({self.base_url}) needs an API key: put it into {self.secret_named}"
-            )
+            raise ValueError(f"{self.named} needs an API key: put it into {self.secret_named}")
         return found
 
     def accepts(self, asked: str, served: str | None) -> bool:
@@ -86,8 +90,8 @@ class Provider:
         """Raises ProviderStopped when another model answered than was asked."""
         if not self.accepts(asked, served):
             raise ProviderStopped(
-                f"provider {self.name!r}: asked for model {asked!r}, {served!r} answered. Ask for {served!r}, or allow it: "
-                f"served = [{served!r}]"
+                f"provider {self.name!r}: asked for model {asked!r}, {served!r} answered. Ask for {served!r}, or "
+                f"allow it: served = [{served!r}]"
             )
 
 
@@ -124,16 +128,12 @@ def read_reply(
         status = 402
     if status in _MEND:
         hint = _MEND[status].format(secret=provider.secret_named, model=request.model)
-        raise ProviderStopped(
-            f"provider {provider.name!r} ({provider.base_url}) answered {status}: {hint}. It said: {said}"
-        )
+        raise ProviderStopped(f"{provider.named} answered {status}: {hint}. It said: {said}")
     if status in _ROW_ONLY:
         return Answer("", "refused", refused=f"HTTP {status}: {said}")
     if status == 429 or status == 408 or status >= 500:
         return Retry(f"HTTP {status}: {said}", retry_after_s(headers.get("Retry-After")), limited=status == 429)
-    raise ProviderStopped(
-        f"provider {provider.name!r} ({provider.base_url}) answered {status}, which is no API's answer: {said}"
-    )
+    raise ProviderStopped(f"{provider.named} answered {status}, which is no API's answer: {said}")
 
 
 def _completion(raw: bytes) -> Answer | Retry:
@@ -183,7 +183,8 @@ def _shown(raw: bytes) -> str:
 
 
 def retry_after_s(value: str | None, now_s: float | None = None) -> float | None:
-    """Seconds to wait by a Retry-After header: a number of seconds or an HTTP date (RFC 9110, 10.2.3); None when it says neither."""
+    """Seconds to wait by a Retry-After header: a number of seconds or an HTTP date (RFC 9110, 10.2.3); None when it
+    says neither."""
     if value is None:
         return None
     try:

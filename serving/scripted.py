@@ -1,7 +1,8 @@
-"""The embedded teacher and judge: rules behind a real OpenAI-shaped HTTP server on loopback. A stand-in, and called one.
+"""The embedded teacher and judge: rules behind a real OpenAI-shaped HTTP server on loopback. A stand-in, and called
+one.
 
-`python -m serving.scripted --port 0` prints its URL; `with Scripted() as server: server.url` runs one as a child process. For tests
-it can be slow, limit, fail and lie (`Faults`), and it counts what it was asked (GET /counts).
+`python -m serving.scripted --port 0` prints its URL; `with Scripted() as server: server.url` runs one as a child
+process. For tests it can be slow, limit, fail and lie (`Faults`), and it counts what it was asked (GET /counts).
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from empathy.records import Turn
 from serving.rules import judge, teacher
 
 MODELS = {"rule-teacher": teacher.reply, "rule-judge": judge.reply}
-Fault = Literal["", "429", "500", "529", "400", "401", "402", "403", "hang", "drip", "reset", "html", "broken", "no_choices", "empty",
-                "length", "refusal", "content_filter", "other_model", "dated_model"]  # fmt: skip
+Fault = Literal[
+    "", "400", "401", "402", "403", "429", "500", "529", "hang", "drip", "reset", "html", "broken", "no_choices",
+    "empty", "length", "refusal", "content_filter", "other_model", "dated_model",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Faults:
-    """`fault` befalls the first `first` attempts (0: every one) of a `share` of distinct requests. Replies take `latency_s`."""
+    """`fault` befalls the first `first` attempts (0: every one) of a `share` of distinct requests. Replies take
+    `latency_s`."""
 
     latency_s: float = 0.0
     fault: Fault = ""
@@ -67,7 +71,8 @@ class Engine:
         return _json({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
 
     async def counts(self, request: web.Request) -> web.Response:
-        """`asked`: times by request id; `finished`: [request id, unix time] of replies with status 200, sent to the end."""
+        """`asked`: times by request id; `finished`: [request id, unix time] of replies with status 200, sent to the
+        end."""
         total, distinct = sum(self.asked.values()), len(self.asked)
         numbers = {
             "total": total,

@@ -1,4 +1,5 @@
-"""A job that tests start, kill and start again: `python -m tests.asking_job URL STORE OPTIONS FIRST COUNT IN_FLIGHT TURNS`.
+"""A job that tests start, kill and start again: `python -m tests.asking_job URL STORE OPTIONS FIRST COUNT IN_FLIGHT
+TURNS`.
 
 It asks chats FIRST .. FIRST+COUNT-1 of TURNS turns each, and prints rows, calls and replies taken from the ledger.
 OPTIONS are those of `Store.open`, as JSON.

@@ -1,17 +1,19 @@
-"""Teacher replies and verdicts: parts are shared out to processes, each keeps many calls in flight, every reply in the ledger.
+"""Teacher replies and verdicts: parts are shared out to processes, each keeps many calls in flight, every reply in the
+ledger.
 
-The unit is a part of a stage. Finished parts are skipped; a broken run pays for nothing twice, because the ledger knows what was
-answered. Several stages go through one set of workers, so starting those is paid once for a grid.
+The unit is a part of a stage. Finished parts are skipped; a broken run pays for nothing twice, because the ledger
+knows what was answered. Several stages go through one set of workers, so starting those is paid once for a grid.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,12 +122,21 @@ class Asker:
     def close(self) -> None:
         self._ledger.close()
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
-        """A batch of Ray Data: columns job and part."""
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """A batch of Ray Data: columns job and part, and in the last row what stopped the work (Ray would lose its
+        type)."""
         parts = [Done(int(j), int(k)) for j, k in zip(batch["job"], batch["part"], strict=True)]
-        done: list[Done] = []
-        self.answer(parts, done.append)
-        return {"job": [d.job for d in done], "part": [d.part for d in done]}
+        done, stopped = list[Done](), b""
+        try:
+            self.answer(parts, done.append)
+        except (ValueError, OSError) as error:  # raised again by the driver: what a user can mend must read as such
+            stopped = pickle.dumps(error)
+            done.append(Done(-1, -1))
+        return {
+            "job": [d.job for d in done],
+            "part": [d.part for d in done],
+            "stopped": [b""] * (len(done) - 1) + [stopped],
+        }
 
 
 # ---------------------------------------------------------------- many processes
@@ -146,25 +157,10 @@ def _in_ray(asker: tuple[Any, ...], parts: Sequence[Done], workers: int, tell: C
         compute=ray.data.ActorPoolStrategy(size=min(workers, blocks)),
         num_cpus=1,
     )
-    with _plain_errors():
-        for row in made.iter_rows():
-            tell(Done(row["job"], row["part"]))
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What a worker raised, as it was raised there: a user mends a ValueError, not a RayTaskError."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        cause: BaseException | None = error
-        while isinstance(cause, RayError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if isinstance(cause, ValueError | OSError):
-            raise cause from None
-        raise
+    for row in made.iter_rows():
+        if row["stopped"]:
+            raise pickle.loads(row["stopped"])
+        tell(Done(row["job"], row["part"]))
 
 
 def _here(asker: tuple[Any, ...], parts: Sequence[Done], tell: Callable[[Done], None]) -> None:
@@ -183,7 +179,8 @@ def ask_all(
     in_flight: int,
     progress: Report,
 ) -> None:
-    """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this one).
+    """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
+    one).
 
     Each stage is committed when its last part is there. Raises ValueError for a missing key or a provider that stopped,
     ConnectionError for one that is down, OSError for a store that fails; what was answered is kept.

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a lexicon: one line a list)
 """Which feeling a text speaks of: a small lexicon of feeling words and of situations that bring a feeling."""
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Feeling:
-    """`words` name it or its situations (stems match as prefixes, written with *); `named` completes "that sounds ..."."""
+    """`words` name it or its situations (stems match as prefixes, written with *); `named` completes "that sounds
+    ..."."""
 
     name: str
     pleasant: bool
@@ -123,9 +125,45 @@ DIFFICULT = Feeling(
     ("I feel for you.", "I am with you in this.", "That touches me."),
 )  # fmt: skip
 _WEAK = frozenset(
-    "lost down old great love loved better soon ready passed gave broke kind sorry wish test tests fun old".split()
+    [
+        "lost",
+        "down",
+        "old",
+        "great",
+        "love",
+        "loved",
+        "better",
+        "soon",
+        "ready",
+        "passed",
+        "gave",
+        "broke",
+        "kind",
+        "sorry",
+        "wish",
+        "test",
+        "tests",
+        "fun",
+        "old",
+    ]
 )
-_NEGATIONS = frozenset("not no never isn't wasn't don't didn't can't cannot won't hardly without aren't".split())
+_NEGATIONS = frozenset(
+    [
+        "not",
+        "no",
+        "never",
+        "isn't",
+        "wasn't",
+        "don't",
+        "didn't",
+        "can't",
+        "cannot",
+        "won't",
+        "hardly",
+        "without",
+        "aren't",
+    ]
+)
 
 
 @cache
@@ -150,7 +188,8 @@ def words_of(text: str) -> list[str]:
 
 
 def feelings_in(text: str) -> Counter[str]:
-    """Feelings that a text speaks of, weighted: plain feeling words count 2, words with other meanings 1; negated ones are left out."""
+    """Feelings that a text speaks of, weighted: plain feeling words count 2, words with other meanings 1; negated ones
+    are left out."""
     words, found = words_of(text), Counter[str]()
     for k, word in enumerate(words):
         name = feeling_of_word(word)

@@ -18,34 +18,50 @@ from serving.rules.feelings import BY_NAME, feelings_in, words_of
 from serving.rules.teacher import content_words
 
 UNDERSTANDING = re.compile(
-    r"\b(?:sounds? (?:like|so|really|very)|(?:that|it|this) must|must (?:be|feel|have)|i (?:can )?(?:see|hear|understand|imagine|get)|"
-    r"makes? sense|no wonder|of course you|you (?:are|were|seem|feel|felt|must)|you're|i know how|can't blame you)\b"
+    r"\b(?:sounds? (?:like|so|really|very)|(?:that|it|this) must|must (?:be|feel|have)|makes? sense|no wonder"
+    r"|of course you|i (?:can )?(?:see|hear|understand|imagine|get)|you (?:are|were|seem|feel|felt|must)|you're"
+    r"|i know how|can't blame you)\b"
 )
 SHARING = re.compile(
-    r"\b(?:i(?:'m| am) (?:so |very |really |truly )?(?:sorry|sad|happy|glad|excited|proud|moved|angry|thrilled|touched|delighted)|i feel|"
-    r"my heart|makes? me|with you|for you|i would (?:be|feel)|i'd (?:be|feel)|me too|congrat\w*|breaks my|warms)\b"
+    r"\b(?:i(?:'m| am) (?:so |very |really |truly )?"
+    r"(?:sorry|sad|happy|glad|excited|proud|moved|angry|thrilled|touched|delighted)"
+    r"|i feel|my heart|makes? me|with you|for you|i would (?:be|feel)|i'd (?:be|feel)|me too|congrat\w*|breaks my"
+    r"|warms)\b"
 )
 CARING = re.compile(
-    r"\b(?:here (?:for you|if you)|here to listen|let me know|talk (?:about it|to (?:me|someone|him|her|them))|take care|i hope|hope (?:you|it|things|that)|"
-    r"how can i|can i (?:do|help)|would it help|anything i can|be gentle|deserve|wish you|good luck|hang in|sending|hugs?|proud of you|"
-    r"tell me more|have you (?:tried|thought|talked|considered)|maybe you (?:can|could)|you can (?:do|always)|happy to|glad to|i'd love)\b"
+    r"\b(?:here (?:for you|if you)|here to listen|let me know|talk (?:about it|to (?:me|someone|him|her|them))"
+    r"|take care|i hope|hope (?:you|it|things|that)|how can i|can i (?:do|help)|would it help|anything i can|be gentle"
+    r"|deserve|wish you|good luck|hang in|sending|hugs?|proud of you|tell me more|have you (?:tried|thought|talked|considered)"
+    r"|maybe you (?:can|could)|you can (?:do|always)|happy to|glad to|i'd love)\b"
 )
 ORDERING = re.compile(
-    r"\b(?:you (?:should|need to|must) (?:just|stop|get|not)|get over|stop \w+ing|calm down|your own fault|whatever|big deal|who cares|lol)\b"
+    r"\b(?:you (?:should|need to|must) (?:just|stop|get|not)|get over|stop \w+ing|calm down|your own fault|whatever"
+    r"|big deal|who cares|lol)\b"
 )
-STEERING = re.compile(r"\b(?:ignore (?:all|any|the|previous)|as the judge|winner|more empathetic|overall\b.*\btie|\"overall\"|system prompt|other reply|this reply)\b|[{}]")  # fmt: skip
-_ODD_AFTER = {
-    **dict.fromkeys(("a", "an", "the", "my", "your", "his", "our"), frozenset("a an the is are was am i you it of to and for be my your that with".split())),
-    **dict.fromkeys(("to", "of", "for", "with"), frozenset("to of is am are was and i for".split())),
-    "i": frozenset("is are you to of a the and i'm my your".split()),
-    "and": frozenset("and of or".split()),
-    "so": frozenset("of".split()),
-    "is": frozenset("is am are i to and".split()),
-    "am": frozenset("am is are i you the".split()),
-    "you": frozenset("is am was i i'm you it".split()),
-    "it": frozenset("it i am are my".split()),
-}  # fmt: skip
-CLOSE, CLOSE_OVERALL = 0.08, 0.04
+STEERING = re.compile(
+    r"\b(?:ignore (?:all|any|the|previous)|as the judge|winner|more empathetic|overall\b.*\btie|system prompt"
+    r"|other reply|this reply)\b|[{}]"
+)
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_DETERMINED = _set("a an the is are was am i you it of to and for be my your that with")
+_GOVERNED = _set("to of is am are was and i for")
+_ODD_AFTER = {  # words that hardly ever follow: many of them mean jumbled text
+    **dict.fromkeys(("a", "an", "the", "my", "your", "his", "our"), _DETERMINED),
+    **dict.fromkeys(("to", "of", "for", "with"), _GOVERNED),
+    "i": _set("is are you to of a the and i'm my your"),
+    "and": _set("and of or"),
+    "so": frozenset({"of"}),
+    "is": _set("is am are i to and"),
+    "am": _set("am is are i you the"),
+    "you": _set("is am was i i'm you it"),
+    "it": _set("it i am are my"),
+}
+CLOSE, CLOSE_OVERALL = 0.05, 0.02
 
 
 def _stem(word: str) -> str:
@@ -83,10 +99,11 @@ def scores(case: str, reply: str) -> dict[str, float]:
     agree = valence(case) * valence(reply)
     same = bool(set(case_feelings) & set(feelings))
     asks = bool(re.search(r"\b(?:you|your)\b[^.!?]*\?", text))
-    cognitive = 0.6 * touched + 0.25 * bool(UNDERSTANDING.search(text)) + 0.15 * bool(re.search(r"\byou", text))
+    understood = 0.25 * bool(UNDERSTANDING.search(text)) + 0.15 * bool(re.search(r"\byou", text))
+    cognitive = 0.6 * touched + understood
     affective = 0.4 * bool(SHARING.search(text)) + 0.3 * bool(feelings) + 0.3 * same - 0.4 * (agree < -0.2)
     compassion = 0.65 * bool(CARING.search(text)) + 0.35 * asks - 0.4 * bool(ORDERING.search(text))
-    fit = 0.4 + 0.6 * min(1.0, touched * 1.5)  # what would fit any situation is low in every dimension
+    fit = 0.3 + 0.7 * min(1.0, touched * 1.5)  # what would fit any situation is low in every dimension
     weight = soundness(reply) * (0.3 if STEERING.search(text) else 1.0)
     return {
         "cognitive": max(0.0, cognitive) * weight,
@@ -117,7 +134,8 @@ def _forced(replies: Mapping[str, str], mean: float) -> str:
 
 
 def reply(messages: Sequence[Turn]) -> str:
-    """The answer in the format that the prompt asks for. Raises ValueError when the prompt is not one of `compare`'s."""
+    """The answer in the format that the prompt asks for. Raises ValueError when the prompt is not one of
+    `compare`'s."""
     shown = read_prompt(messages)
     outcomes, mean = compare(shown)
     notes = f"By rules on words: the mean difference over the three dimensions is {abs(mean):.2f}."

@@ -1,6 +1,8 @@
-"""rule-teacher: an empathetic reply by rules. It reflects a detail, names and shares the feeling, and offers help or asks.
+"""rule-teacher: an empathetic reply by rules. It reflects a detail, names and shares the feeling, and offers help or
+asks.
 
-It reads a chat, or a prompt with lines "Speaker: ..." / "Listener: ..." and, to improve a reply, a line that begins "Reply:".
+It reads a chat, or a prompt with lines "Speaker: ..." / "Listener: ..." and, to improve a reply, a line that begins
+"Reply:".
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ from empathy.records import Turn
 from serving.rules.feelings import Feeling, feeling_of_word, main_feeling, words_of
 
 _SPEAKER = re.compile(r"^[ \t>*\"]*(?:speaker|user|person)[ \t]*:[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
-_REPLY = re.compile(r"^[ \t>*\"]*(?:the )?(?:listener's )?(?:reply|response)(?: to (?:improve|rewrite))?[ \t]*:[ \t]*(.+(?:\n(?!\s*\n).+)*)", re.I | re.M)  # fmt: skip
+_REPLY = re.compile(
+    r"^[ \t>*\"]*(?:the )?(?:listener's )?(?:reply|response)(?: to (?:improve|rewrite))?"
+    r"[ \t]*:[ \t]*(.+(?:\n(?!\s*\n).+)*)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _CLAUSES = re.compile(r"[.!?;\n]+|,? (?:but|and then|so that|because|although) |, (?=(?:i|my|we|and) )", re.IGNORECASE)
 _FLIP = {
-    "i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll", "im": "you're", "ive": "you've", "me": "you",
-    "my": "your", "mine": "yours", "myself": "yourself", "we": "you", "we're": "you're", "we've": "you've", "we'd": "you'd",
+    "i": "you", "i'm": "you're", "i've": "you've", "i'd": "you'd", "i'll": "you'll", "im": "you're", "ive": "you've",
+    "me": "you",
+    "my": "your", "mine": "yours", "myself": "yourself", "we": "you", "we're": "you're", "we've": "you've",
+    "we'd": "you'd",
     "we'll": "you'll", "our": "your", "ours": "yours", "us": "you", "ourselves": "yourselves",
 }  # fmt: skip
 _AFTER_I = {"am": "are", "was": "were", "wasn't": "weren't"}
@@ -26,11 +34,178 @@ _LEADS = re.compile(
     re.IGNORECASE,
 )
 _COMMON = frozenset(
-    "a an the and or but if so to of in on at for with from by as is are was were be been being am do did does done have has had it its "
-    "this that these those there here then than when while what which who whom how why i you he she they we me him her them us my your "
-    "his their our not no yes just very really too also can could will would should may might must about into over after before again "
-    "all any some more most much many one two out up off get got go went going im i'm it's don't know think like want said say even "
-    "because still ever never always now today yesterday time day days week year years thing things lot bit back make made".split()
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "but",
+        "if",
+        "so",
+        "to",
+        "of",
+        "in",
+        "on",
+        "at",
+        "for",
+        "with",
+        "from",
+        "by",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "am",
+        "do",
+        "did",
+        "does",
+        "done",
+        "have",
+        "has",
+        "had",
+        "it",
+        "its",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "here",
+        "then",
+        "than",
+        "when",
+        "while",
+        "what",
+        "which",
+        "who",
+        "whom",
+        "how",
+        "why",
+        "i",
+        "you",
+        "he",
+        "she",
+        "they",
+        "we",
+        "me",
+        "him",
+        "her",
+        "them",
+        "us",
+        "my",
+        "your",
+        "his",
+        "their",
+        "our",
+        "not",
+        "no",
+        "yes",
+        "just",
+        "very",
+        "really",
+        "too",
+        "also",
+        "can",
+        "could",
+        "will",
+        "would",
+        "should",
+        "may",
+        "might",
+        "must",
+        "about",
+        "into",
+        "over",
+        "after",
+        "before",
+        "again",
+        "all",
+        "any",
+        "some",
+        "more",
+        "most",
+        "much",
+        "many",
+        "one",
+        "two",
+        "out",
+        "up",
+        "off",
+        "get",
+        "got",
+        "go",
+        "went",
+        "going",
+        "im",
+        "i'm",
+        "it's",
+        "don't",
+        "know",
+        "think",
+        "like",
+        "want",
+        "said",
+        "say",
+        "even",
+        "because",
+        "still",
+        "ever",
+        "never",
+        "always",
+        "now",
+        "today",
+        "yesterday",
+        "time",
+        "day",
+        "days",
+        "week",
+        "year",
+        "years",
+        "thing",
+        "things",
+        "lot",
+        "bit",
+        "back",
+        "make",
+        "made",
+    ]
+)
+_OPEN = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "but",
+        "if",
+        "so",
+        "to",
+        "of",
+        "in",
+        "on",
+        "at",
+        "for",
+        "with",
+        "from",
+        "by",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "my",
+        "our",
+        "i",
+        "this",
+        "that",
+        "than",
+    ]
 )
 OFFERS = (
     "I am here if you want to talk about it.",
@@ -46,7 +221,7 @@ QUESTIONS_GLAD = (
     "I hope you enjoy every bit of it, what comes next?",
 )
 OPENINGS = ("It sounds like {clause}, and that must be {named}.", "I hear that {clause}, which sounds {named}.",
-            "You are telling me that {clause}, I can imagine how {named} that is.")  # fmt: skip
+            "You are telling me that {clause}, I can imagine that this is {named}.")  # fmt: skip
 
 
 def content_words(text: str) -> list[str]:
@@ -84,15 +259,24 @@ def flipped(clause: str) -> str:
     return " ".join(out)
 
 
+def _shortened(clause: str, limit_words: int = 14) -> str:
+    """At most `limit_words` words, not ending on one that needs another after it."""
+    words = clause.split()[:limit_words]
+    while len(words) > 3 and words[-1].lower().strip(",") in _OPEN:
+        words.pop()
+    return " ".join(words)
+
+
 def detail(said: str) -> str | None:
-    """The clause of the speaker that says most, turned to the speaker, at most 14 words; None when there is none worth it."""
+    """The clause of the speaker that says most, turned to the speaker, at most 14 words; None when there is none worth
+    it."""
     clauses = [_LEADS.sub("", c.strip(" ,-\"'")) for c in _CLAUSES.split(said)]
     best, best_score = None, 1.0
     for clause in clauses:
         words = words_of(clause)
-        if not 3 <= len(words) or "you" in words or "your" in words:
+        if not len(words) >= 3 or "you" in words or "your" in words:
             continue
-        clause = " ".join(clause.split()[:14])
+        clause = _shortened(clause)
         score = len(content_words(clause)) + 1.5 * bool({"i", "my", "we", "i'm", "our"} & set(words))
         score += sum(feeling_of_word(w) is not None for w in words) - 0.3 * max(0, len(words) - 14)
         if score > best_score:

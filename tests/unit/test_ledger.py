@@ -88,7 +88,8 @@ def test_a_dead_process_loses_its_claims_at_once_and_keeps_its_replies(files: Fi
     dying = (
         "import os, sys; from empathy.files import open_files; from serving.ledger import Ledger;"
         "from tests.unit.test_ledger import KEYS, Answer, request;"
-        f"ledger = Ledger(open_files({files.url!r})); ledger.claim(KEYS[:3]); ledger.record(request(0), Answer('zero'));"
+        f"ledger = Ledger(open_files({files.url!r})); ledger.claim(KEYS[:3]);"
+        "ledger.record(request(0), Answer('zero'));"
         "os._exit(9)"
     )
     with Ledger(files) as ours:
@@ -104,7 +105,9 @@ def test_a_writer_of_another_machine_is_dead_when_its_beat_stands_still(
     monkeypatch.setattr(presence, "now_s", lambda: now)
     claims = Claims(files, "far", lambda writer: None)
     claims.append({"keys": KEYS[:1]})
-    files.put_if_absent(f"{presence.FOLDER}/far.json", json.dumps({"machine": "far", "pid": 1, "started": "1"}).encode())
+    files.put_if_absent(
+        f"{presence.FOLDER}/far.json", json.dumps({"machine": "far", "pid": 1, "started": "1"}).encode()
+    )
     files.write(f"{presence.FOLDER}/far.beat", b"1")
     with Ledger(files, stale_s=60) as ours:
         assert ours.claim(KEYS[:1]) == set()
@@ -175,9 +178,10 @@ def test_a_full_disk_leaves_whole_lines(files: Files, monkeypatch: pytest.Monkey
                 raise OSError(28, "No space left on device")
             return real(descriptor, data[: len(data) - 50])
 
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        with monkeypatch.context() as patch:
             patch.setattr(os, "write", full)
-            ledger.record(request(1), Answer("one"))
+            with pytest.raises(OSError, match="No space"):
+                ledger.record(request(1), Answer("one"))
         ledger.record(request(2), Answer("two"))
     with Ledger(files) as again:
         assert [again.get(k) for k in KEYS[:3]] == [Answer("zero"), None, Answer("two")]

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import urllib.request
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 import pytest
 
-from cluster.steps.asking import ask
+from cluster.steps.asking import Job, ask, ask_all
 from empathy import replies
 from empathy.records import Dialogue, Reply, Turn
 from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
 from empathy.store import Store
-from serving.providers import Provider
+from serving.ledger import Ledger
+from serving.providers import Provider, ProviderStopped
 from serving.scripted import Faults, Scripted
 
 PARTS, PART_ROWS = 3, 5
-SAID = ["My dog died last week.", "I lost my job today.", "I won the race!", "My sister ignores me.", "I failed my exam."]
-
-
-def counts_of(server: Scripted) -> dict:
-    with urllib.request.urlopen(server.url.removesuffix("/v1") + "/counts") as response:
-        return orjson.loads(response.read())
+SAID = [
+    "My dog died last week.",
+    "I lost my job today.",
+    "I won the race!",
+    "My sister ignores me.",
+    "I failed my exam.",
+]
 
 
 def dialogues(store: Store) -> Stage:
@@ -38,8 +39,8 @@ def dialogues(store: Store) -> Stage:
     return stage
 
 
-def teaching(store: Store, **fields: object) -> Stage:
-    teacher = Teacher(provider="scripted", model="rule-teacher", turns=("{dialogue}\n\nAnswer the speaker.",), **fields)
+def teaching(store: Store) -> Stage:
+    teacher = Teacher(provider="scripted", model="rule-teacher", turns=("{dialogue}\n\nAnswer the speaker.",))
     return Stage(RepliesSpec(responder=teacher), {"dialogues": dialogues(store)}, label="rule-teacher direct")
 
 
@@ -54,9 +55,9 @@ def server() -> Iterator[Scripted]:
         yield running
 
 
-def make(stage: Stage, store: Store, server: Scripted, workers: int = 0, **provider: object) -> list[tuple[int, int]]:
+def make(stage: Stage, store: Store, server: Scripted, workers: int = 0) -> list[tuple[int, int]]:
     said: list[tuple[int, int]] = []
-    providers = {"scripted": Provider("scripted", server.url, **provider)}
+    providers = {"scripted": Provider("scripted", server.url)}
     ask(stage, store, providers, workers, 4, Reply, replies.askings, lambda _, done, of: said.append((done, of)))
     return said
 
@@ -72,12 +73,92 @@ def test_each_dialogue_is_answered_once_and_in_order(store: Store, server: Scrip
     assert [p.rows for p in artifact.parts] == [5, 5, 5]
     assert artifact.counts["calls"] == 15
     assert (said[0], sorted(said)[-1]) == ((0, 15), (15, 15))
-    assert counts_of(server)["total"] == 15
+    assert server.counts()["total"] == 15
 
 
 def test_another_stage_with_the_same_requests_pays_nothing(store: Store, server: Scripted) -> None:
-    make(teaching(store), store, server)
-    again = Stage(teaching(store).spec.model_copy(update={"split": "train"}), {"dialogues": teaching(store).inputs["dialogues"]})
+    stage = teaching(store)
+    make(stage, store, server)
+    again = Stage(stage.spec.model_copy(update={"split": "train"}), stage.inputs)
     make(again, store, server)
     assert store.get(again).counts == {"from_ledger": 15}
-    assert counts_of(server)["total"] == 15
+    assert server.counts()["total"] == 15
+
+
+def test_finished_parts_are_kept_and_the_rest_is_made(store: Store, server: Scripted) -> None:
+    stage = teaching(store)
+    kept = [Reply(f"d1{k}", "rule-teacher", f"kept {k}") for k in range(PART_ROWS)]
+    store.writer(stage).write_records(1, kept, Reply)
+    assert make(stage, store, server)[0] == (5, 15)
+    assert [r.text for r in store.get(stage).read(Reply, 1)] == [r.text for r in kept]
+    assert server.counts()["total"] == 10
+
+
+def test_all_parts_there_means_nothing_is_asked(store: Store, server: Scripted) -> None:
+    stage = teaching(store)
+    for part in range(PARTS):
+        store.writer(stage).write_records(part, [], Reply)
+    assert make(stage, store, server) == [(15, 15)]
+    assert (store.done(stage), server.counts()["total"]) == (True, 0)
+
+
+def test_one_bad_row_costs_one_row_and_is_counted(store: Store, server: Scripted) -> None:
+    server.reset(Faults(fault="400", first=0, share=0.3))
+    stage = teaching(store)
+    make(stage, store, server)
+    answered = list(store.get(stage).read(Reply))
+    dropped = [r for r in answered if r.dropped]
+    assert len(answered) == 15
+    assert 0 < len(dropped) < 10
+    assert store.get(stage).counts["dropped: refused"] == len(dropped)
+
+
+def test_a_broken_run_goes_on_where_it_was(store: Store, server: Scripted) -> None:
+    stage = teaching(store)
+    server.reset(Faults(fault="402", first=0, share=0.1))
+    with pytest.raises(ProviderStopped, match="balance"):
+        make(stage, store, server)
+    paid = len(Ledger(store.files))
+    assert not store.done(stage)
+    server.reset(Faults())
+    make(stage, store, server)
+    assert server.counts()["total"] == 15 - paid
+    assert store.get(stage).rows == 15
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[None]:
+    import ray
+
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("workers")
+def test_workers_make_the_same_artifacts_as_this_process(tmp_path: Path, server: Scripted) -> None:
+    here, there = (Store.open(str(tmp_path / name)) for name in ("here", "there"))
+    stages = [teaching(here), teaching(there)]
+    make(stages[0], here, server)
+    said = make(stages[1], there, server, workers=2)
+    assert sorted(said)[-1] == (15, 15)
+    assert list(there.get(stages[1]).read(Reply)) == list(here.get(stages[0]).read(Reply))
+    assert server.counts()["total"] == 30
+
+
+@pytest.mark.usefixtures("workers")
+def test_several_stages_share_workers_and_equal_requests(store: Store, server: Scripted) -> None:
+    stage = teaching(store)
+    twin = Stage(stage.spec.model_copy(update={"split": "train"}), stage.inputs)
+    jobs = [Job(s, Reply, replies.askings, (PART_ROWS,) * PARTS) for s in (stage, twin)]
+    ask_all(jobs, store, {"scripted": Provider("scripted", server.url)}, 2, 4, lambda *_: None)
+    assert [store.get(s).rows for s in (stage, twin)] == [15, 15]
+    assert server.counts()["total"] == 15
+
+
+@pytest.mark.usefixtures("workers")
+def test_what_stops_a_worker_is_told_as_it_was_raised(store: Store, server: Scripted) -> None:
+    server.reset(Faults(fault="401", first=0))
+    with pytest.raises(ProviderStopped, match=r"'scripted'.*401"):
+        make(teaching(store), store, server, workers=1)
