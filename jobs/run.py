@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -69,9 +68,6 @@ def _show(x: Experiment, lowered: Lowered, store: Store, file: str, profile: Pro
 
 
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(prog="python -m jobs.run")
-    arguments.add_argument("file")
-    arguments.add_argument("--on")
-    arguments.add_argument("--store")
-    given = arguments.parse_args()
-    sys.exit(run(given.file, given.on, given.store))
+    from jobs import cli
+
+    sys.exit(cli.main(["run", *sys.argv[1:]]))
