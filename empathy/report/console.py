@@ -39,11 +39,17 @@ def _wins(book: Book, judge: str) -> str:
 
 
 def _unjudged(book: Book) -> list[str]:
-    table = [["student", "taught by", "NLL, nats/token", "pairs right, %", "words a reply"]]
+    table = [["student", "taught by", "NLL, nats/token", "pairs right, %", "over base, %", "words a reply"]]
     for e in book.likelihoods:
-        pairs = book.get(e.arm, "preference_accuracy_summed", note=e.note.replace(":sft:", ":dpo:"))
+        pairs = e.note.replace(":sft:", ":dpo:")
+        right = [
+            percent(book.get(e.arm, f"preference_accuracy_{kind}", note=pairs)).replace(" %", "")
+            for kind in ("per_token", "over_base")
+        ]
         words = number(book.get(e.arm, "words"), 1).split(" [")[0]
-        table.append(
-            [book.name(e.arm), book.lesson_named(e.note), number(e, 3), percent(pairs).replace(" %", ""), words]
-        )
-    return [f"Without a judge, on held-out dialogues\n\n{columns(table)}"] if len(table) > 1 else []
+        table.append([book.name(e.arm), book.lesson_named(e.note), number(e, 3), *right, words])
+    legend = (
+        "pairs right: the chosen reply has the higher log-probability a token; over base: its log-probability rose more over\n"
+        "the base's than the rejected one's did"
+    )
+    return [f"Without a judge, on held-out dialogues\n\n{columns(table)}\n\n{legend}"] if len(table) > 1 else []

@@ -179,8 +179,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     found = World(tmp_path_factory.mktemp("store"))
     writer = found.store.writer(found.report)
-    report.write(found.report, found.store, writer)
-    writer.commit()
+    report.make(found.report, found.store, writer)
     return found
 
 
