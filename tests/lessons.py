@@ -24,10 +24,57 @@ from empathy.specs import (
 from empathy.stages import Stage
 from empathy.store import Store
 
-WORDS = (
-    "i feel so sad about my dog because he was old and we loved him very much but my friend said that time will help you to heal and "
-    "that is what i want to hear now thank you for being here with me today it must be hard"
-).split()
+WORDS = [
+    "i",
+    "feel",
+    "so",
+    "sad",
+    "about",
+    "my",
+    "dog",
+    "because",
+    "he",
+    "was",
+    "old",
+    "and",
+    "we",
+    "loved",
+    "him",
+    "very",
+    "much",
+    "but",
+    "my",
+    "friend",
+    "said",
+    "that",
+    "time",
+    "will",
+    "help",
+    "you",
+    "to",
+    "heal",
+    "and",
+    "that",
+    "is",
+    "what",
+    "i",
+    "want",
+    "to",
+    "hear",
+    "now",
+    "thank",
+    "you",
+    "for",
+    "being",
+    "here",
+    "with",
+    "me",
+    "today",
+    "it",
+    "must",
+    "be",
+    "hard",
+]
 BASE = RandomBase(vocab=400, hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, positions=256)
 BATCH = 8
 
@@ -83,7 +130,11 @@ def tuned(objective: Sft | Dpo, inputs: dict[str, Stage], **given) -> Stage:
 
 
 def scored(checkpoint: Stage, over: Stage) -> Stage:
-    return Stage(LogprobsSpec(precision="fp32", max_length_tokens=256), {"checkpoint": checkpoint, "examples": over}, label="scores")
+    return Stage(
+        LogprobsSpec(precision="fp32", max_length_tokens=256),
+        {"checkpoint": checkpoint, "examples": over},
+        label="scores",
+    )
 
 
 def chain(store: Store, tuning: Lora | Full | None = None, number: int = 24, **given) -> list[Stage]:
@@ -93,7 +144,10 @@ def chain(store: Store, tuning: Lora | Full | None = None, number: int = 24, **g
     shown, pairs = examples(store, "sft", demonstrations(number, 2)), examples(store, "dpo", preferences(number, 3))
     sft = tuned(Sft(optimiser=optimiser(**given), tuning=tuning), {"base": base, "examples": shown})
     reference = scored(sft, pairs)
-    dpo = tuned(Dpo(optimiser=optimiser(**given), tuning=tuning), {"base": base, "policy": sft, "examples": pairs, "reference": reference})
+    dpo = tuned(
+        Dpo(optimiser=optimiser(**given), tuning=tuning),
+        {"base": base, "policy": sft, "examples": pairs, "reference": reference},
+    )
     return [base, sft, reference, dpo]
 
 

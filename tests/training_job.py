@@ -1,8 +1,13 @@
-"""python -m tests.training_job STORE: the small chain of `tests.lessons` on two Ray Train workers; a process that tests may kill."""
+"""python -m tests.training_job STORE: the small chain of `tests.lessons` on two Ray Train workers; a process that
+tests may kill.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")  # tests run on busy machines
 
 import ray
 
@@ -17,7 +22,9 @@ PLACEMENT = Placement(workers=2, device="cpu", threads=1, save_every_steps=2)
 def main() -> None:
     store = Store.open(sys.argv[1])
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    training.train(chain(store, epochs=6), store.url, {}, PLACEMENT, lambda stage, done, total: print(stage.label, done, total), 2)
+    training.train(
+        chain(store, epochs=6), store.url, {}, PLACEMENT, lambda stage, done, total: print(stage.label, done, total), 2
+    )
     print("finished", flush=True)
 
 

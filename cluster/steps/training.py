@@ -1,4 +1,5 @@
-"""Checkpoints and log-probabilities on a group of Ray Train workers, which train all arms of an experiment one after another.
+"""Checkpoints and log-probabilities on a group of Ray Train workers, which train all arms of an experiment one after
+another.
 
 The workers read from the store and write to it; the driver sees progress alone. What resumes is what the store holds
 (`empathy.train.progress`), not what Ray Train keeps.
@@ -58,7 +59,8 @@ def train(
     progress: Report | None = None,
     max_failures: int = 3,
 ) -> None:
-    """Make `stages` with Ray Train; Ray is up. A group that loses a worker is started again, at most `max_failures` times.
+    """Make `stages` with Ray Train; Ray is up. A group that loses a worker is started again, at most `max_failures`
+    times.
 
     Raises ValueError for what a user can mend (tried once), ray.train.TrainingFailedError for what kept failing.
     """
@@ -86,7 +88,9 @@ def train(
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """What each worker does. An error that a second try cannot heal goes to the board, so that Ray does not try again."""
+    """What each worker does. An error that a second try cannot heal goes to the board, so that Ray does not try
+    again.
+    """
     from empathy.train import session
 
     board = settings["board"]

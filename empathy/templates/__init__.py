@@ -1,4 +1,6 @@
-"""Chat templates (Jinja) that ship with the package: a base student that brings none is given one, and keeps it everywhere."""
+"""Chat templates (Jinja) that ship with the package: a base student that brings none is given one, and keeps it
+everywhere.
+"""
 
 from __future__ import annotations
 

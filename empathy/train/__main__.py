@@ -1,4 +1,6 @@
-"""python -m empathy.train --store URL --stages FILE [--workers N ...]: a training session as plain processes, without Ray."""
+"""python -m empathy.train --store URL --stages FILE [--workers N ...]: a training session as plain processes,
+without Ray.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ def texts(examples: Iterable[Demonstration]) -> list[str]:
 
 
 def random_tokenizer(corpus: list[str], vocab: int, positions: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocab` tokens; the same for the same corpus. It has no begin-of-sequence token."""
+    """A byte-level BPE tokenizer of at most `vocab` tokens; the same for the same corpus. It has no
+    begin-of-sequence token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +53,8 @@ def random_model(base: RandomBase, tokenizer: Any, seed: int, precision: str) ->
 
     if base.hidden % base.heads or base.heads % base.kv_heads:
         raise ValueError(
-            f"hidden = {base.hidden}, heads = {base.heads}, kv_heads = {base.kv_heads}: heads must divide hidden, and kv_heads heads"
+            f"hidden = {base.hidden}, heads = {base.heads}, kv_heads = {base.kv_heads}: heads must divide "
+            f"hidden, and kv_heads heads"
         )
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,4 +1,6 @@
-"""What a training process has at hand: the store, its scratch folder, and one base model kept in memory from stage to stage."""
+"""What a training process has at hand: the store, its scratch folder, and one base model kept in memory from stage
+to stage.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ class Bench:
     group: Group
     placement: Placement
     scratch: Path
-    report: Report = lambda stage, done, total: None
+    report: Report
     _resident: tuple[tuple[str, str], Any] | None = None
     _digests: dict[str, str] = field(default_factory=dict)
 
@@ -100,7 +102,9 @@ class Bench:
         self._resident = None
 
     def weights_sha256(self, base: Stage) -> str | None:
-        """Hash of a base's safetensors files, names and contents; None where its weights are known by a hub name alone."""
+        """Hash of a base's safetensors files, names and contents; None where its weights are known by a hub name
+        alone.
+        """
         if base.key not in self._digests:
             name, _ = self.weights(base)
             if not Path(name).is_dir():
@@ -116,7 +120,8 @@ def pointed(stage: Stage, base: HubBase) -> tuple[str, str | None]:
         return str(folder), None
     if base.digest is not None or folder.is_dir():
         raise ValueError(
-            f"model = {str(folder)!r}: there is no config.json; give the folder of a Hugging Face model, or its name on a hub"
+            f"model = {str(folder)!r}: there is no config.json; give the folder of a Hugging Face model, or its "
+            f"name on a hub"
         )
     return base.model, base.revision
 

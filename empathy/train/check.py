@@ -20,7 +20,8 @@ def stages(listed: Sequence[Stage], store: Store, placement: Placement) -> None:
             for name, needed in stage.inputs.items():
                 if needed.key not in known and not store.done(needed):
                     raise FileNotFoundError(
-                        f"{stage!r}: its input {name} ({needed!r}) is neither finished in {store.url} nor earlier in the list"
+                        f"{stage!r}: its input {name} ({needed!r}) is neither finished in {store.url} nor "
+                        f"earlier in the list"
                     )
         known.add(stage.key)
 
@@ -47,7 +48,8 @@ def _checkpoint(stage: Stage, spec: CheckpointSpec, placement: Placement) -> Non
         )
     if isinstance(spec.base, RandomBase) and spec.max_length_tokens > spec.base.positions:
         raise ValueError(
-            f"{stage!r}: max_length_tokens = {spec.max_length_tokens} is more than the model's positions = {spec.base.positions}: lower the one "
+            f"{stage!r}: max_length_tokens = {spec.max_length_tokens} is more than the model's positions = "
+            f"{spec.base.positions}: lower the one "
             "or raise the other"
         )
     if spec.objective:
@@ -63,16 +65,19 @@ def _dpo(stage: Stage, spec: CheckpointSpec, objective: Dpo) -> None:
     reference, start = stage.inputs["reference"], stage.inputs.get("policy", stage.inputs["base"])
     if reference.inputs["checkpoint"].key != start.key:
         raise ValueError(
-            f"{stage!r}: its reference was scored by {reference.inputs['checkpoint']!r}, but it starts from {start!r}: score the examples with that"
+            f"{stage!r}: its reference was scored by {reference.inputs['checkpoint']!r}, but it starts from "
+            f"{start!r}: score the examples with that"
         )
     if reference.inputs["examples"].key != stage.inputs["examples"].key:
         raise ValueError(
-            f"{stage!r}: its reference was scored over other examples than it trains on: score {stage.inputs['examples']!r}"
+            f"{stage!r}: its reference was scored over other examples than it trains on: score "
+            f"{stage.inputs['examples']!r}"
         )
     assert isinstance(reference.spec, LogprobsSpec)
     if reference.spec.precision != spec.precision:
         raise ValueError(
-            f"{stage!r}: precision = {spec.precision!r}, its reference's {reference.spec.precision!r}: give both the same"
+            f"{stage!r}: precision = {spec.precision!r}, its reference's {reference.spec.precision!r}: give "
+            f"both the same"
         )
     if "policy" in stage.inputs:
         policy = stage.inputs["policy"]
@@ -81,7 +86,8 @@ def _dpo(stage: Stage, spec: CheckpointSpec, objective: Dpo) -> None:
             raise ValueError(f"{stage!r}: its policy {policy!r} stands on another base than {stage.inputs['base']!r}")
         if adapter_of(policy) != adapter_of(stage):
             raise ValueError(
-                f"{stage!r}: tuning = {objective.tuning!r}, its policy's {policy.spec.objective.tuning if policy.spec.objective else None!r}: "
+                f"{stage!r}: tuning = {objective.tuning!r}, its policy's "
+                f"{policy.spec.objective.tuning if policy.spec.objective else None!r}: "
                 "dpo goes on with the policy's weights, so give both the same tuning"
             )
 

@@ -112,7 +112,8 @@ def _reference(table: dict[tuple[str, Any], Logprob], example_id: str, side: str
     if found is None or found.tokens != tokens:
         got = "none" if found is None else f"one over {found.tokens} tokens"
         raise ValueError(
-            f"reference: pair {example_id!r} needs a log-probability of its {side} reply ({tokens} tokens), there is {got}: make the "
+            f"reference: pair {example_id!r} needs a log-probability of its {side} reply ({tokens} tokens), "
+            f"there is {got}: make the "
             "reference over these examples with this template, and with a max_length_tokens at least the training's"
         )
     return found.logprob_nats
@@ -121,7 +122,8 @@ def _reference(table: dict[tuple[str, Any], Logprob], example_id: str, side: str
 def _refuse_empty(stage: Stage, found: int, kept: int) -> None:
     if kept == 0:
         raise ValueError(
-            f"{stage!r}: {found} examples, of which none is within max_length_tokens = {checkpoint_spec(stage).max_length_tokens}: raise "
+            f"{stage!r}: {found} examples, of which none is within max_length_tokens = "
+            f"{checkpoint_spec(stage).max_length_tokens}: raise "
             "it, or look at the stage `examples`"
         )
 

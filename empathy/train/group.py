@@ -22,7 +22,9 @@ T = TypeVar("T")
 def prepare(device: Device) -> None:
     """Set what the libraries read from the environment while they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait cost a shared machine dearly
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while they wait cost a shared machine dearly
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -91,9 +93,13 @@ class Group:
 
 
 def join(placement: Placement) -> Group:
-    """Join the group that the environment names, or be a group of one. Raises ValueError for device = "cuda" without a GPU."""
+    """Join the group that the environment names, or be a group of one. Raises ValueError for device = "cuda" without
+    a GPU.
+    """
     prepare(placement.device)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls, not ours
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed"
+    )  # DeepSpeed's calls, not ours
     import torch
     import torch.distributed as dist
 
@@ -133,7 +139,9 @@ def _initialise(backend: str, timeout_s: float) -> None:
 
 
 def tell_accelerate() -> None:
-    """Make accelerate see this group, under DeepSpeed. Left alone, it takes a CPU process under DeepSpeed for the only one."""
+    """Make accelerate see this group, under DeepSpeed. Left alone, it takes a CPU process under DeepSpeed for the
+    only one.
+    """
     import torch.distributed as dist
     from accelerate.state import AcceleratorState, PartialState
 

@@ -29,7 +29,8 @@ def run(
     placement: Placement,
     progress: Report | None = None,
 ) -> None:
-    """Make `stages` with `placement.workers` processes of their own. Raises RuntimeError when one of them fails; the rest is ended.
+    """Make `stages` with `placement.workers` processes of their own. Raises RuntimeError when one of them fails; the
+    rest is ended.
 
     What was committed stays: the same call goes on from there.
     """
@@ -90,7 +91,8 @@ def _watch(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
         if failed:
             rank, code = failed[0]
             raise RuntimeError(
-                f"training process {rank} of {len(ranks)} ended with exit code {code}; its reason stands above. What was finished or saved "
+                f"training process {rank} of {len(ranks)} ended with exit code {code}; its reason stands above. "
+                f"What was finished or saved "
                 "stays: start again to go on"
             )
         if all(code == 0 for code in codes):

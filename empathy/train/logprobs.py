@@ -1,4 +1,6 @@
-"""What a checkpoint gives to the replies in a set of examples: DPO's reference, held-out likelihood, preference accuracy."""
+"""What a checkpoint gives to the replies in a set of examples: DPO's reference, held-out likelihood, preference
+accuracy.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Item = tuple[str, Side, Row]
 
 
 def make(stage: Stage, bench: Bench) -> None:
-    """Make a logprobs stage: part k scores the examples of part k. Every rank calls this; rows are shared out over the ranks."""
+    """Make a logprobs stage: part k scores the examples of part k. Every rank calls this; rows are shared out over
+    the ranks.
+    """
     assert isinstance(stage.spec, LogprobsSpec), stage
     spec, examples = stage.spec, bench.artifact(stage.inputs["examples"])
     renderer = bench.renderer(stage.inputs["checkpoint"])
@@ -97,7 +101,9 @@ def _shared_scores(model: Any, kept: Sequence[Item], renderer: Renderer, bench: 
 
 
 def score(model: Any, rows: Sequence[Row], renderer: Renderer) -> list[float]:
-    """Sum over each reply's tokens, end token included, of log p(token | what precedes it), in nats; summed in float32."""
+    """Sum over each reply's tokens, end token included, of log p(token | what precedes it), in nats; summed in
+    float32.
+    """
     import torch
 
     longest, first = max(len(r) for r in rows), min(len(r.prompt) for r in rows)

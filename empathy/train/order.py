@@ -1,4 +1,6 @@
-"""Which examples make which step: a function of the number of examples, the batch, the epochs and the seed, and of nothing else."""
+"""Which examples make which step: a function of the number of examples, the batch, the epochs and the seed, and of
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def batches(examples: int, batch_examples: int, epochs: float, seed: int) -> lis
 def micro_batches(plan: Sequence[Sequence[int]], lengths: Sequence[int], cut: Cut, rank: int) -> list[list[int]]:
     """What worker `rank` is given, `cut.accumulation` micro-batches a step.
 
-    Within a step the examples are dealt out in the order of their lengths, so workers get about equal work and little padding.
+    Within a step the examples are dealt out in the order of their lengths, so workers get about equal work and
+    little padding.
     """
     dealt: list[list[int]] = []
     for batch in plan:

@@ -10,11 +10,11 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Placement:
-    """workers: processes, one a GPU. micro_batch: how many examples (a DPO pair is one) a worker holds at once at most, None = its share.
-
-    zero_stage: DeepSpeed ZeRO. save_every_steps, save_every_s: how often a resumable checkpoint goes to the store (None = not by that
-    measure). threads: CPU threads a worker, None = its share of the machine. local_dir: scratch space, None = the system's.
-    score_tokens: padded tokens in one batch of log-probabilities. timeout_s: how long a worker waits for the others before it gives up.
+    """workers: processes, one a GPU. micro_batch: how many examples (a DPO pair is one) a worker holds at once at
+    most, None = its share. zero_stage: DeepSpeed ZeRO. save_every_steps, save_every_s: how often a resumable checkpoint
+    goes to the store, None = not by that measure. threads: CPU threads a worker, None = its share of the machine.
+    local_dir: scratch space, None = the system's. score_tokens: padded tokens in one batch of log-probabilities.
+    timeout_s: how long a worker waits for the others before it gives up.
     """
 
     workers: int = 1
@@ -56,7 +56,8 @@ def cut(batch_examples: int, placement: Placement, workers: int) -> Cut:
     if batch_examples % workers:
         fits = [w for w in range(1, 2 * workers) if batch_examples % w == 0]
         raise ValueError(
-            f"batch_examples = {batch_examples} cannot be shared by workers = {workers}: set workers to one of {fits}, or change "
+            f"batch_examples = {batch_examples} cannot be shared by workers = {workers}: set workers to one of "
+            f"{fits}, or change "
             "batch_examples (which makes another student)"
         )
     share = batch_examples // workers

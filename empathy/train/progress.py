@@ -3,8 +3,8 @@
     progress/KEY/00000040-NONCE.json   the manifest, written last by one conditional put: files with size and sha256
     progress/KEY/00000040-NONCE/...    the files of step 40
 
-Only what a manifest lists is believed. A half-written one has none; one that is not what its manifest says is refused, and
-the one before it is used.
+Only what a manifest lists is believed. A half-written one has none; one that is not what its manifest says is
+refused, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Progress:
                 continue
             if manifest["shape"] != self.shape:
                 raise ValueError(
-                    f"step {manifest['step']} of this training was saved with {manifest['shape']} and cannot be resumed "
+                    f"step {manifest['step']} of this training was saved with {manifest['shape']} and cannot be "
+                    f"resumed "
                     f"with {self.shape}: run with those again, or delete {self.files.url}/{self.root} to start anew"
                 )
             folder = target / f"checkpoint-{manifest['step']}"
@@ -92,7 +93,9 @@ class Progress:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with path.open("wb") as stream:
-                    stream.writelines(self.files.chunks(f"{self.root}/{manifest['folder']}/{file['path']}", file["size"]))
+                    stream.writelines(
+                        self.files.chunks(f"{self.root}/{manifest['folder']}/{file['path']}", file["size"])
+                    )
                 whole = sha256_of(file_chunks(path)) == (file["size"], file["sha256"])
             except FileNotFoundError:  # lost: no better than damaged
                 whole = False

@@ -53,7 +53,9 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def reread_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read a saved adapter again. Raises ValueError unless it has every key, the right shapes, and a B that is not zero."""
+    """Read a saved adapter again. Raises ValueError unless it has every key, the right shapes, and a B that is not
+    zero.
+    """
     from safetensors import safe_open
 
     found = shapes(folder)
@@ -78,7 +80,9 @@ def reread_adapter(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dic
 
 
 def reread_model(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read saved full weights again. Raises ValueError for a shape that was not trained, or a missing key (tied ones excepted)."""
+    """Read saved full weights again. Raises ValueError for a shape that was not trained, or a missing key (tied ones
+    excepted).
+    """
     found = shapes(folder)
     wrong = sorted(k for k in found if found[k] != expected.get(k))
     if wrong or not found:
@@ -89,7 +93,9 @@ def reread_model(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def commit(stage: Stage, bench: Bench, renderer: Renderer, weights: Path | None, meta: Mapping[str, Any]) -> None:
-    """Commit a checkpoint with what must travel with it. Rank 0 calls this. `weights`: a folder named "model" or "adapter"."""
+    """Commit a checkpoint with what must travel with it. Rank 0 calls this. `weights`: a folder named "model" or
+    "adapter".
+    """
     writer = bench.store.writer(stage)
     tokenizer_folder = bench.scratch / f"tokenizer-{stage.key}"
     renderer.tokenizer.save_pretrained(tokenizer_folder)

@@ -1,7 +1,7 @@
 """One session: every checkpoint and every scoring of an experiment, one after the other, in one group of processes.
 
-Imports, start-up and the base model are paid for once. Each stage that is finished in the store is passed over, so a session that
-was broken off is simply started again.
+Imports, start-up and the base model are paid for once. Each stage that is finished in the store is passed over, so a
+session that was broken off is simply started again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from empathy.train.placement import Placement
 def run(stages: Sequence[Stage], store: Store, placement: Placement, progress: Report | None = None) -> None:
     """Make `stages` (kinds checkpoint and logprobs; inputs finished in the store, or earlier in the list).
 
-    Every rank of a torch.distributed group calls this; alone, a process is a group of one. `progress(stage, done, total)` is
-    called on rank 0. Raises ValueError, before anything is made, for stages that do not fit together.
+    Every rank of a torch.distributed group calls this; alone, a process is a group of one. `progress(stage, done,
+    total)` is called on rank 0. Raises ValueError, before anything is made, for stages that do not fit together.
     """
     check.stages(stages, store, placement)
     with own_environment():
@@ -41,11 +41,15 @@ def _run(stages: Sequence[Stage], store: Store, placement: Placement, progress: 
     from empathy.train import checkpoint, logprobs  # after `join`: torch reads the environment while it is imported
 
     with _frozen_heap(), _scratch(group, placement) as scratch:
-        bench = Bench(store, group, placement, scratch, *([progress] if progress else []))
+        bench = Bench(store, group, placement, scratch, progress or _say_nothing)
         for stage in stages:
             if not group.from_first(group.first and store.done(stage)):
                 (checkpoint if stage.kind == "checkpoint" else logprobs).make(stage, bench)
             group.wait()
+
+
+def _say_nothing(stage: Stage, done: int, total: int) -> None:
+    pass
 
 
 @contextmanager

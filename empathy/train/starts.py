@@ -25,7 +25,9 @@ def lora_config(lora: Lora) -> Any:
 
 
 def starting_model(stage: Stage, bench: Bench, renderer: Renderer) -> Any:
-    """The model to train, without adapters: a base for LoRA; for full tuning the policy's weights, the base's, or random ones."""
+    """The model to train, without adapters: a base for LoRA; for full tuning the policy's weights, the base's, or
+    random ones.
+    """
     spec = checkpoint_spec(stage)
     if spec.base:
         if isinstance(spec.base, RandomBase):
@@ -61,6 +63,7 @@ def load_policy_adapter(model: Any, policy: Stage, bench: Bench) -> None:
     left = [key for key in result.missing_keys if "lora_" in key]
     if left or result.unexpected_keys:
         raise ValueError(
-            f"{policy!r} does not fit the adapter that is to go on from it (e.g. {(left + list(result.unexpected_keys))[0]!r}): give both "
+            f"{policy!r} does not fit the adapter that is to go on from it (e.g. "
+            f"{(left + list(result.unexpected_keys))[0]!r}): give both "
             "the same base and the same lora"
         )

@@ -1,7 +1,8 @@
 """Chats as token ids, and which of them are the reply.
 
-A row is what the server will see and say: the prompt's ids are those of the rendered prompt alone, and the reply's are what
-follows them, up to and with the token that ends the turn. Whatever does not fit that picture is an error, with its reason.
+A row is what the server will see and say: the prompt's ids are those of the rendered prompt alone, and the reply's
+are what follows them, up to and with the token that ends the turn. Whatever does not fit that picture is an error,
+with its reason.
 """
 
 from __future__ import annotations
@@ -47,21 +48,26 @@ class Renderer:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: a student made with it could never stop")
 
-    def rows(self, chats: Sequence[tuple[Sequence[Turn], str]]) -> list[Row]:
-        """A row for each (messages, reply). Raises ValueError where a rendered row would not teach exactly the reply."""
+    def rows(self, chats: Sequence[tuple[Sequence[Turn], str]], names: Sequence[str] | None = None) -> list[Row]:
+        """A row for each (messages, reply); `names` say in errors which it was.
+
+        Raises ValueError where a rendered row would not teach exactly the reply.
+        """
         from jinja2.exceptions import TemplateError
 
         if not chats:
             return []
         prompts = [[t.as_message() for t in messages] for messages, _ in chats]
-        whole = [p + [{"role": "assistant", "content": reply}] for p, (_, reply) in zip(prompts, chats, strict=True)]
+        whole = [[*p, {"role": "assistant", "content": reply}] for p, (_, reply) in zip(prompts, chats, strict=True)]
         try:
             before, after = self._ids(prompts, True), self._ids(whole, False)
         except TemplateError as error:
             raise ValueError(
                 f"the chat template refuses these messages ({error}): use another template, or no system message"
             ) from error
-        return [self._row(*three) for three in zip(before, after, (reply for _, reply in chats), strict=True)]
+        named = names or [str(k) for k in range(len(chats))]
+        said = (reply for _, reply in chats)
+        return [self._row(*one) for one in zip(named, before, after, said, strict=True)]
 
     def _ids(self, chats: list[Any], generation_prompt: bool) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer.apply_chat_template(
@@ -73,11 +79,12 @@ class Renderer:
         )
         return ids
 
-    def _row(self, prompt: list[int], whole: list[int], reply: str) -> Row:
+    def _row(self, name: str, prompt: list[int], whole: list[int], reply: str) -> Row:
         if whole[: len(prompt)] != prompt:
             raise ValueError(
-                f"the rendered prompt changes when the reply follows it (…{self.tokenizer.decode(prompt[-6:])!r}): end the template's "
-                "generation prompt in a special token or a line break"
+                f"example {name}: the rendered prompt changes when the reply follows it (it ends in "
+                f"{self.tokenizer.decode(prompt[-6:])!r}): end the template's generation prompt in a special token or "
+                "a line break"
             )
         self._check_start(prompt)
         tail = whole[len(prompt) :]
@@ -87,7 +94,8 @@ class Renderer:
         said = self.tokenizer.decode(tail[:end])
         if said.strip() != reply.strip() or not said.strip():
             raise ValueError(
-                f"the row would teach {said[:80]!r} where the reply is {reply[:80]!r}: screen such replies, or mend the template"
+                f"example {name}: the row would teach {said[:80]!r} where the reply is {reply[:80]!r}: screen such "
+                "replies, or mend the template"
             )
         self.stop_ids.add(tail[end])
         return Row(tuple(prompt), tuple(tail[: end + 1]))
@@ -100,19 +108,21 @@ class Renderer:
         found = next((i for i, token in enumerate(prompt) if token != bos), len(prompt))
         if found > 1 or (wanted and found == 0):
             raise ValueError(
-                f"a prompt starts with {found} begin-of-sequence tokens and this model wants one: mend the template's bos_token"
+                f"a prompt starts with {found} begin-of-sequence tokens and this model wants one: mend the "
+                f"template's bos_token"
             )
 
 
 def demonstration_rows(renderer: Renderer, examples: Sequence[Demonstration]) -> list[Row]:
     """One row an example."""
-    return renderer.rows([(e.messages, e.reply) for e in examples])
+    return renderer.rows([(e.messages, e.reply) for e in examples], [e.id for e in examples])
 
 
 def preference_rows(renderer: Renderer, pairs: Sequence[Preference]) -> list[tuple[Row, Row]]:
     """(chosen, rejected) a pair; both have the same prompt ids."""
-    chosen = renderer.rows([(p.messages, p.chosen) for p in pairs])
-    rejected = renderer.rows([(p.messages, p.rejected) for p in pairs])
+    names = [p.id for p in pairs]
+    chosen = renderer.rows([(p.messages, p.chosen) for p in pairs], names)
+    rejected = renderer.rows([(p.messages, p.rejected) for p in pairs], names)
     return list(zip(chosen, rejected, strict=True))
 
 

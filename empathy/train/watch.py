@@ -26,7 +26,7 @@ SERIES = {
 }
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """One training's. `starts_at_ln2`: it is a DPO, whose policy must be its reference at the first step."""
 
     def __init__(self, stage: Stage, bench: Bench, steps: int, precision: str, starts_at_ln2: bool):
@@ -48,12 +48,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise FloatingPointError(
-                    f"{self.stage!r}: {name} is {logs[name]} at step {state.global_step}; the training stops and its last good checkpoint "
+                    f"{self.stage!r}: {name} is {logs[name]} at step {state.global_step}; the training stops "
+                    f"and its last good checkpoint "
                     'stays. Try a smaller learning_rate, or precision = "fp32"'
                 )
         if self.starts_at_ln2 and state.global_step == 1:
             check_start(logs["loss"], logs["rewards/margins"], self.precision)
-        if self.bench.group.first and (time.monotonic() - self._reported_at > REPORT_EVERY_S or state.global_step == self.steps):
+        if self.bench.group.first and (
+            time.monotonic() - self._reported_at > REPORT_EVERY_S or state.global_step == self.steps
+        ):
             self._reported_at = time.monotonic()
             self.bench.report(self.stage, state.global_step, self.steps)
 
@@ -72,11 +75,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def check_start(loss: float, margin: float, precision: str) -> None:
-    """The proof that DPO starts from its reference: the first loss is ln 2 and the first margin 0, before any update."""
+    """The proof that DPO starts from its reference: the first loss is ln 2 and the first margin 0, before any
+    update.
+    """
     allowed = LN2_TOLERANCE[precision]
     if abs(loss - LN2) > allowed or abs(margin) > 2 * allowed:
         raise ValueError(
-            f"DPO starts at loss {loss:.6f} and margin {margin:.6f}, not at ln 2 = {LN2:.6f} and 0: its reference log-probabilities are not "
+            f"DPO starts at loss {loss:.6f} and margin {margin:.6f}, not at ln 2 = {LN2:.6f} and 0: its "
+            f"reference log-probabilities are not "
             "those of the policy it starts from (another checkpoint, template, precision or set of pairs)"
         )
 

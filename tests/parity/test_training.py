@@ -13,7 +13,19 @@ from empathy.stages import Stage
 from empathy.store import Store
 from empathy.train import session
 from empathy.train.placement import Placement
-from tests.lessons import chain, copy_of, demonstrations, examples, losses, optimiser, preferences, raised, scored, tuned, weights
+from tests.lessons import (
+    chain,
+    copy_of,
+    demonstrations,
+    examples,
+    losses,
+    optimiser,
+    preferences,
+    raised,
+    scored,
+    tuned,
+    weights,
+)
 
 HERE = Placement(device="cpu", threads=1)
 CLOSE = 1e-5
@@ -42,7 +54,9 @@ def loaded(store: Store, checkpoint: Stage, folder: Path):  # type: ignore[no-un
     home = store.get(base).download(folder / base.key)
     model = AutoModelForCausalLM.from_pretrained(home / "model")
     if base is not checkpoint:
-        model = PeftModel.from_pretrained(model, str(store.get(checkpoint).download(folder / checkpoint.key) / "adapter"))
+        model = PeftModel.from_pretrained(
+            model, str(store.get(checkpoint).download(folder / checkpoint.key) / "adapter")
+        )
     return model.eval(), AutoTokenizer.from_pretrained(home / "tokenizer")
 
 
@@ -64,7 +78,9 @@ def first_batch(store: Store, stage: Stage, records: list) -> list:
     return [records[i] for i in order.batches(len(records), spec.batch_examples, spec.epochs, stage.spec.seed)[0]]
 
 
-def test_first_sft_loss_is_the_cross_entropy_of_the_reply_tokens(store: Store, made: list[Stage], tmp_path: Path) -> None:
+def test_first_sft_loss_is_the_cross_entropy_of_the_reply_tokens(
+    store: Store, made: list[Stage], tmp_path: Path
+) -> None:
     base, sft, *_ = made
     model, tokenizer = loaded(store, base, tmp_path)
     shown = first_batch(store, sft, list(store.get(sft.inputs["examples"]).read(Demonstration)))
@@ -86,7 +102,9 @@ def test_scores_are_sums_over_reply_and_end_token(store: Store, made: list[Stage
 
 
 def test_dpo_loss_is_the_published_formula(store: Store, made: list[Stage], tmp_path: Path) -> None:
-    """Rafailov et al. 2023, eq. 7, at the policy that one step has made: the loss that a run of two steps has at its second."""
+    """Rafailov et al. 2023, eq. 7, at the policy that one step has made: the loss that a run of two steps has at its
+    second.
+    """
     import torch
     from torch.nn.functional import logsigmoid
 
@@ -96,7 +114,8 @@ def test_dpo_loss_is_the_published_formula(store: Store, made: list[Stage], tmp_
     reference = scored(sft, over)
     inputs = {"base": base, "policy": sft, "examples": over, "reference": reference}
     once, twice = (
-        tuned(Dpo(optimiser=optimiser(epochs=epochs, schedule="constant"), tuning=Lora(), beta=beta), inputs) for epochs in (1, 2)
+        tuned(Dpo(optimiser=optimiser(epochs=epochs, schedule="constant"), tuning=Lora(), beta=beta), inputs)
+        for epochs in (1, 2)
     )
     session.run([reference, once, twice], store, HERE)
     (policy, tokenizer), (frozen, _) = loaded(store, once, tmp_path), loaded(store, sft, tmp_path)
@@ -105,7 +124,9 @@ def test_dpo_loss_is_the_published_formula(store: Store, made: list[Stage], tmp_
         for pair in pairs:
             ratio = {}
             for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                ours, theirs = (reply_logprobs(m, tokenizer, pair.messages[0].content, text).sum() for m in (policy, frozen))
+                ours, theirs = (
+                    reply_logprobs(m, tokenizer, pair.messages[0].content, text).sum() for m in (policy, frozen)
+                )
                 ratio[side] = ours - theirs
             margins.append(beta * (ratio["chosen"] - ratio["rejected"]))
     expected = -logsigmoid(torch.stack(margins)).mean().item()
@@ -178,7 +199,7 @@ def test_full_tuning_runs_the_same_chain(tmp_path: Path) -> None:
 
 def test_an_arm_trained_again_after_others_is_the_same(store: Store, made: list[Stage], tmp_path: Path) -> None:
     """The resident base is not changed by the arms that were trained on it."""
-    _, sft, _, dpo = made
+    _, sft, *_ = made
     other = copy_of(store, tmp_path / "store")
     other.files.delete(f"{sft.kind}/{sft.key}/artifact.json")
     extra = tuned(Sft(optimiser=optimiser(learning_rate=1e-2), tuning=Lora(rank=4)), dict(sft.inputs))
@@ -220,7 +241,9 @@ def test_too_long_examples_are_dropped_and_counted_never_cut(store: Store, made:
 
 
 def test_a_training_broken_off_resumes_to_the_same_weights(store: Store, made: list[Stage], tmp_path: Path) -> None:
-    """Broken off after step 5 of 6 with checkpoints at 2 and 4; step 4's is then damaged, and a half one lies about: 2 is used."""
+    """Broken off after step 5 of 6 with checkpoints at 2 and 4; step 4's is then damaged, and a half one lies about:
+    2 is used.
+    """
     base, *_ = made
     shown = examples(store, "sft", demonstrations(24, 2))
     stage = tuned(Sft(optimiser=optimiser(epochs=2), tuning=Lora()), {"base": base, "examples": shown})
@@ -259,7 +282,9 @@ def test_a_training_broken_off_resumes_to_the_same_weights(store: Store, made: l
     assert not other.files.list(f"progress/{stage.key}", recursive=True)
 
 
-def test_progress_of_another_zero_stage_is_refused_with_the_remedy(store: Store, made: list[Stage], tmp_path: Path) -> None:
+def test_progress_of_another_zero_stage_is_refused_with_the_remedy(
+    store: Store, made: list[Stage], tmp_path: Path
+) -> None:
     from empathy.train.group import join, own_environment
     from empathy.train.progress import Progress
 
@@ -289,4 +314,6 @@ def test_raising_a_base_is_the_same_in_another_store(store: Store, made: list[St
     session.run([base], other, HERE)
     assert base.key == made[0].key
     assert weights(other, base) == weights(store, made[0])
-    assert store.get(base).read_file("tokenizer/tokenizer.json") == other.get(base).read_file("tokenizer/tokenizer.json")
+    assert store.get(base).read_file("tokenizer/tokenizer.json") == other.get(base).read_file(
+        "tokenizer/tokenizer.json"
+    )

@@ -22,7 +22,10 @@ def store(tmp_path) -> Store:  # type: ignore[no-untyped-def]
     return Store.open(str(tmp_path / "store"))
 
 
-@pytest.mark.parametrize(("examples_", "batch", "epochs", "expected"), [(100, 16, 3, 19), (96, 16, 3, 18), (10, 16, 1, 1), (10, 5, 0.5, 1), (30, 10, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("examples_", "batch", "epochs", "expected"),
+    [(100, 16, 3, 19), (96, 16, 3, 18), (10, 16, 1, 1), (10, 5, 0.5, 1), (30, 10, 0.1, 1)],
+)
 def test_steps(examples_: int, batch: int, epochs: float, expected: int) -> None:
     assert order.steps(examples_, batch, epochs) == expected
 
@@ -39,7 +42,9 @@ def test_every_epoch_shows_every_example_once_and_batches_are_full() -> None:
 def test_order_depends_on_the_seed_alone_and_is_the_same_in_every_process() -> None:
     assert order.batches(6, 3, 1, seed=0) != order.batches(6, 3, 1, seed=1)
     code = "from empathy.train import order; print(order.batches(6, 3, 1, seed=0))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    )
     assert other.stdout.strip() == str(order.batches(6, 3, 1, seed=0))
 
 
@@ -59,7 +64,9 @@ def test_cuts() -> None:
     assert cut(16, Placement(workers=2), 2) == Cut(2, 8, 1)
     assert cut(16, Placement(workers=2, micro_batch=2), 2) == Cut(2, 2, 4)
     assert cut(12, Placement(workers=1, micro_batch=5), 1) == Cut(1, 4, 3)  # "at most": 5 does not divide
-    with pytest.raises(ValueError, match=r"batch_examples = 16 cannot be shared by workers = 3: set workers to one of \[1, 2, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"batch_examples = 16 cannot be shared by workers = 3: set workers to one of \[1, 2, 4\]"
+    ):
         cut(16, Placement(workers=3), 3)
 
 
@@ -87,7 +94,7 @@ def test_inputs_must_be_finished_or_earlier(store: Store) -> None:
 
 
 def broken(store: Store, case: str) -> Stage:
-    base, sft, reference, dpo = chain(store)
+    base, sft, _, dpo = chain(store)
     pairs, shown = dpo.inputs["examples"], sft.inputs["examples"]
     inputs = dict(dpo.inputs)
     if case == "other reference":
@@ -105,9 +112,13 @@ def broken(store: Store, case: str) -> Stage:
     if case == "pairs for sft":
         return tuned(sft.spec.objective, {"base": base, "examples": pairs})
     if case == "adapter as base":
-        return Stage(CheckpointSpec(base=BASE, objective=Sft(optimiser=optimiser(), tuning=Lora())), {"examples": shown})
+        return Stage(
+            CheckpointSpec(base=BASE, objective=Sft(optimiser=optimiser(), tuning=Lora())), {"examples": shown}
+        )
     if case == "dpo as base":
-        return Stage(CheckpointSpec(base=BASE, objective=Dpo(optimiser=optimiser(), tuning=Full())), {"examples": pairs})
+        return Stage(
+            CheckpointSpec(base=BASE, objective=Dpo(optimiser=optimiser(), tuning=Full())), {"examples": pairs}
+        )
     if case == "longer than positions":
         return raised(store, max_length_tokens=257)
     if case == "nothing":
@@ -136,7 +147,9 @@ def broken(store: Store, case: str) -> Stage:
 def test_stages_that_do_not_fit_are_refused_before_anything_is_loaded(store: Store, case: str, message: str) -> None:
     base, sft, reference, _ = chain(store)
     stage = broken(store, case)
-    others = [s for s in (raised(store, seed=5), scored(base, chain(store)[3].inputs["examples"])) if s.key != stage.key]
+    others = [
+        s for s in (raised(store, seed=5), scored(base, chain(store)[3].inputs["examples"])) if s.key != stage.key
+    ]
     with pytest.raises(ValueError, match=message):
         check.stages([base, *others, sft, reference, stage], store, Placement(workers=2))
 
@@ -150,9 +163,12 @@ def test_other_kinds_are_not_for_a_session(store: Store) -> None:
 def test_planning_a_training_loads_nothing_heavy() -> None:
     code = (
         "import sys; import empathy.train.check, empathy.train.launch, empathy.train.__main__, cluster.steps.training\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'ray', 'transformers', 'deepspeed', 'trl', 'peft', 'datasets'}))"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'torch', 'ray', 'transformers', 'deepspeed', 'trl', 'peft', 'datasets'}))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_a_found_base_whose_folder_is_gone_is_an_error_with_its_path(store: Store) -> None:
@@ -162,4 +178,6 @@ def test_a_found_base_whose_folder_is_gone_is_an_error_with_its_path(store: Stor
     stage = Stage(CheckpointSpec(base=base), {}, {"path": "/nowhere/llama"})
     with pytest.raises(ValueError, match=r"model = '/nowhere/llama': there is no config.json"):
         pointed(stage, base)
-    assert pointed(Stage(CheckpointSpec(base=HubBase(model="org/name", revision="r1"))), HubBase(model="org/name", revision="r1")) == ("org/name", "r1")
+    assert pointed(
+        Stage(CheckpointSpec(base=HubBase(model="org/name", revision="r1"))), HubBase(model="org/name", revision="r1")
+    ) == ("org/name", "r1")

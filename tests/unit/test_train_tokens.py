@@ -46,7 +46,8 @@ def test_earlier_turns_are_context_not_target(renderer: Renderer) -> None:
     (row,) = renderer.rows([(turns, "it must be hard")])
     assert renderer.tokenizer.decode(row.reply) == "it must be hard<|end|>"
     assert renderer.tokenizer.decode(row.prompt) == (
-        "<|system|>\nbe kind\n<|user|>\ni feel so sad\n<|assistant|>\ni want to hear<|end|>\n<|user|>\nmy dog was old\n<|assistant|>\n"
+        "<|system|>\nbe kind\n<|user|>\ni feel so sad\n<|assistant|>\ni want to hear<|end|>\n<|user|>\nmy dog "
+        "was old\n<|assistant|>\n"
     )
 
 
@@ -71,9 +72,15 @@ def test_an_end_token_inside_a_reply_is_an_error(renderer: Renderer) -> None:
     ("template", "reason"),
     [
         (PLAIN.replace("{{ eos_token }}", ""), "no end token after the reply"),
-        (PLAIN.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}{{ 'so' }}"), "prompt changes when the reply follows"),
+        (
+            PLAIN.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}{{ 'so' }}"),
+            "prompt changes when the reply follows",
+        ),
         ("{{ raise_exception('no system role') }}", "refuses these messages .*no system role"),
-        (PLAIN.replace("{% generation %}{{ message['content'] | trim }}", "{% generation %}Hm."), "would teach 'Hm.' where the reply is 'so'"),
+        (
+            PLAIN.replace("{% generation %}{{ message['content'] | trim }}", "{% generation %}Hm."),
+            "would teach 'Hm.' where the reply is 'so'",
+        ),
     ],
 )
 def test_templates_that_cannot_be_trained_with_are_refused(tokenizer, template: str, reason: str) -> None:  # type: ignore[no-untyped-def]
@@ -82,11 +89,15 @@ def test_templates_that_cannot_be_trained_with_are_refused(tokenizer, template: 
 
 
 def test_what_follows_the_end_token_is_not_learned(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    (row,) = Renderer(tokenizer, PLAIN.replace("{{ '\\n' }}{% endfor %}", "{{ ' and more' }}{% endfor %}")).rows([(HI, "so")])
+    (row,) = Renderer(tokenizer, PLAIN.replace("{{ '\\n' }}{% endfor %}", "{{ ' and more' }}{% endfor %}")).rows(
+        [(HI, "so")]
+    )
     assert tokenizer.decode(row.reply) == "so<|end|>"
 
 
-@pytest.mark.parametrize(("template", "count"), [("{{ bos_token }}" + PLAIN, 2), (PLAIN.replace("{{ bos_token }}", ""), 0)])
+@pytest.mark.parametrize(
+    ("template", "count"), [("{{ bos_token }}" + PLAIN, 2), (PLAIN.replace("{{ bos_token }}", ""), 0)]
+)
 def test_begin_of_sequence_is_there_once(template: str, count: int) -> None:
     from tokenizers.processors import TemplateProcessing
 

@@ -88,7 +88,9 @@ def test_two_processes_train_what_one_does(plain: tuple[Store, list[Stage]], tmp
 
 
 def test_killed_worker_and_killed_driver_change_nothing(plain: tuple[Store, list[Stage]], tmp_path: Path) -> None:
-    """A Ray Train worker is killed while SFT trains (the group starts again), then the driver while DPO does (started again by us)."""
+    """A Ray Train worker is killed while SFT trains (the group starts again), then the driver while DPO does
+    (started again by us).
+    """
     undisturbed, stages = plain
     store = Store.open(str(tmp_path / "store"))
     _, sft, _, dpo = chain(store, epochs=6)
@@ -114,8 +116,10 @@ def test_killed_worker_and_killed_driver_change_nothing(plain: tuple[Store, list
     assert not saved(store, dpo)
 
 
-def test_a_killed_plain_process_ends_the_others_and_the_next_start_goes_on(plain: tuple[Store, list[Stage]], tmp_path: Path) -> None:
-    undisturbed, stages = plain
+def test_a_killed_plain_process_ends_the_others_and_the_next_start_goes_on(
+    plain: tuple[Store, list[Stage]], tmp_path: Path
+) -> None:
+    undisturbed, _ = plain
     store = Store.open(str(tmp_path / "store"))
     _, sft, *_ = made = chain(store, epochs=6)
     from empathy.stages import to_json
