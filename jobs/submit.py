@@ -1,4 +1,4 @@
-"""Run an experiment on a Ray cluster: `ray job submit -- python -m jobs.run FILE --on PROFILE`, with the code shipped small.
+"""Run an experiment on a Ray cluster: `ray job submit -- python -m jobs.run FILE`, with the code shipped small.
 
 Keys are never shipped: teachers' and buckets' credentials must be in the environment of the cluster's machines.
 """
@@ -12,20 +12,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster import profile as profiles
 from empathy import experiment
 from empathy.lower import lower
 from empathy.stages import missing
 
+if TYPE_CHECKING:  # Ray is slow to load
+    from ray.job_submission import JobSubmissionClient
+
 CODE = ("empathy", "serving", "cluster", "jobs", "infra")
 SHIPPED_PLACES = ("EMPATHY_DATA", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Variables that say where things are; none of them is a secret."""
 MAX_SHIPPED_MIB = 50
+FOLLOW_S = 2.0
 
 
 def _pack(target: Path, files: list[Path]) -> None:
-    """The code and `files` as a working directory. Raises ValueError, naming the largest, when it is too large to ship."""
+    """The code and `files` as a working directory. Raises ValueError, naming the largest, when it is too large."""
     root = Path(__file__).parent.parent
     for name in CODE:
         if (root / name).is_dir():
@@ -51,24 +56,43 @@ def entrypoint(file: str, on: str | None, profile: profiles.Profile) -> str:
     return shlex.join(words)
 
 
-def submit(file: str, on: str | None, store_url: str | None, address: str | None, wait: bool) -> int:
-    """Ship, start, follow the log. The exit code is the job's. Raises ValueError before anything is sent when the file is wrong."""
-    from ray.job_submission import JobStatus, JobSubmissionClient
+def _client(address: str | None) -> JobSubmissionClient:
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
 
-    profile = profiles.load(on, store_url)
-    lowered = lower(experiment.load(file))
-    store = profile.open_store()
-    store.files.probe()
-    print(f"{len(missing([lowered.report], store.done))} stages to make in {store.url}", file=sys.stderr)
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         raise ValueError(
             "address: not given and RAY_ADDRESS is not set; name the cluster's job server, e.g. http://HEAD:8265"
         )
     try:
-        client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:  # what Ray raises for no server, and for a missing or wrong token
-        raise ValueError(f"address = {address!r}: {str(error).strip().splitlines()[0]}") from error
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ValueError(
+            f"address = {address!r}: {_first_line(error)}; put the cluster's token into RAY_AUTH_TOKEN, or the path of "
+            "its file into RAY_AUTH_TOKEN_PATH"
+        ) from error
+    except (ConnectionError, RuntimeError) as error:  # no server, or none of Ray's
+        raise ValueError(f"address = {address!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def submit(file: str, on: str | None, store_url: str | None, address: str | None, wait: bool) -> int:
+    """Ship, start, follow the log, draw the report. The exit code is the job's.
+
+    Raises ValueError, before anything is sent, for a wrong file and for a cluster that does not let us in.
+    """
+    from jobs import run
+
+    profile = profiles.load(on, store_url)
+    lowered = lower(experiment.load(file))
+    store = profile.open_store()
+    store.files.probe()
+    print(f"{len(missing([lowered.report], store.done))} stages to make in {store.url}", file=sys.stderr)
+    client = _client(address)
     with tempfile.TemporaryDirectory() as folder:
         _pack(Path(folder), [Path(file)] + ([Path(on)] if on and Path(on).is_file() else []))
         places = {name: os.environ[name] for name in SHIPPED_PLACES if name in os.environ}
@@ -78,18 +102,21 @@ def submit(file: str, on: str | None, store_url: str | None, address: str | None
             metadata={"experiment": Path(file).stem},
         )
     print(job)
-    return _follow(client, job, JobStatus.SUCCEEDED) if wait else 0
+    if not wait:
+        return 0
+    return run.show(file, on, store_url) if _follow(client, job) else 1  # the job drew it on the cluster
 
 
-def _follow(client: object, job: str, succeeded: object) -> int:
+def _follow(client: JobSubmissionClient, job: str) -> bool:
+    """Copy the job's log to standard error until it ends. Whether it succeeded."""
     shown = 0
     while True:
-        status = client.get_job_status(job)  # type: ignore[attr-defined]
-        log = client.get_job_logs(job)  # type: ignore[attr-defined]
+        status = client.get_job_status(job)
+        log = client.get_job_logs(job)
         print(log[shown:], end="", file=sys.stderr, flush=True)
         shown = len(log)
         if status.is_terminal():
-            info = client.get_job_info(job)  # type: ignore[attr-defined]
-            print(f"{job}: {status.value}" + ("" if status == succeeded else f" ({info.message})"))
-            return 0 if status == succeeded else 1
-        time.sleep(2)
+            succeeded = status == "SUCCEEDED"
+            print(f"{job}: {status.value}" + ("" if succeeded else f" ({client.get_job_info(job).message})"))
+            return succeeded
+        time.sleep(FOLLOW_S)
