@@ -21,6 +21,7 @@ def environment(profile: Profile) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DATA_LOG_LEVEL": "WARNING",  # its loggers are set up late, from this; our own lines say how far it is
         **(storage(**profile.store_options) if profile.store_options else {}),
     }
 
@@ -66,7 +67,7 @@ def ray_session(profile: Profile) -> Iterator[None]:
             "log_to_driver": False,
         }
     _start(options)
-    for name in ("ray.data", "ray.serve", "ray.train"):  # our own progress lines say what happens
+    for name in ("ray.serve", "ray.train"):  # our own progress lines say what happens
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         yield
