@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from cluster.executors import Context
 
 Report = Callable[[Stage, int, int], None]
-START_TIMEOUT_S = 600
-"""Ray Train gives a group 60 s to start; importing torch on a busy machine can take longer."""
+RAY_TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # 60 by default: importing torch on a busy machine can take longer
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more; what it would save is saved by `empathy.train.progress`
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
 POLL_S = 1.0
 
 
@@ -66,14 +70,14 @@ def train(
     """
     store = Store.open(store_url, **store_options)
     check.stages(stages, store, placement)
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    for name, value in RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
     from ray.train.torch import TorchConfig, TorchTrainer
 
     with _board({s.key: s for s in stages}, progress) as board:
         settings = {
             "stages": to_json(stages),
-            "store": store_url,
+            "store": store_url if "://" in store_url else store.files.root,  # a worker has another working folder
             "options": dict(store_options),
             "placement": placement.as_json(),
             "board": board,

@@ -155,11 +155,7 @@ def _trainer(stage: Stage, bench: Bench, renderer: Renderer, rows: Set, plan: Pl
     _silence(trainer)
     if lora and "policy" in stage.inputs:
         load_policy_adapter(trainer.model, stage.inputs["policy"], bench)
-    shape = {
-        "workers": bench.group.world,
-        "zero_stage": bench.placement.zero_stage,
-        "micro_batch": plan.cut.micro_batch,
-    }
+    shape = {"workers": bench.group.world, "zero_stage": bench.placement.zero_stage}
     trainer.plan, trainer.progress = plan, Progress(bench.store.files, stage.key, bench.group, shape)
     try:
         yield trainer

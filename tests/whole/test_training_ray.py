@@ -20,8 +20,8 @@ from empathy.train.placement import Placement
 from tests.lessons import chain, losses, weights
 from tests.training_job import PLACEMENT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PATIENCE_S = 300
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+PATIENCE_S = 500
 
 
 @pytest.fixture(scope="module")
