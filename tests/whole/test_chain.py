@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,10 @@ def test_it_ends_with_a_headline_and_a_report_that_names_the_stand_ins(finished:
     page = Path(path)
     assert page == finished.work.folder / "reports" / "tiny" / "report.html"
     text = page.read_text()
-    assert "stand-in" in text
-    assert "rule-teacher" in text
-    assert "rule-judge" in text
-    assert "http://127" not in text.split("</head>")[0], "the page must not load anything"
+    banner = text[text.index("Stand-ins.") :].split("</div>")[0]
+    assert "rule-teacher" in banner
+    assert "rule-judge" in banner
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text), "the page must not load anything"
 
 
 def test_progress_says_which_stage_and_how_many_of_how_many(finished: Finished) -> None:
@@ -49,9 +50,7 @@ def test_every_stage_of_the_graph_is_in_the_store_and_nothing_else(finished: Fin
 def test_a_second_run_makes_nothing_and_starts_no_ray(finished: Finished) -> None:
     work = finished.work
     before = {a.key: a.manifest["nonce"] for a in work.store.artifacts()}
-    code = (
-        "import sys; from jobs import cli; code = cli.main(sys.argv[1:]); print('ray' in sys.modules); sys.exit(code)"
-    )
+    code = "import sys; from jobs import cli; status = cli.main(sys.argv[1:]); print('ray' in sys.modules, status)"
     again = subprocess.run(
         [sys.executable, "-c", code, "run", str(work.file), *work.where],
         cwd=ROOT,
@@ -111,13 +110,14 @@ def test_the_loss_is_over_exactly_the_reply_and_its_end_token(finished: Finished
 
     examples = list(store.get(stage.inputs["examples"]).read(Demonstration))[:8]
     prompts = [ids([t.as_message() for t in e.messages], add_generation_prompt=True) for e in examples]
-    whole = [ids([t.as_message() for t in e.messages] + [{"role": "assistant", "content": e.reply}]) for e in examples]
+    replies = [[*tokenizer.encode(e.reply, add_special_tokens=False), tokenizer.eos_token_id] for e in examples]
+    whole = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+    for e, expected in zip(examples, whole, strict=True):  # what the template writes after the end token is not taught
+        said = [*(t.as_message() for t in e.messages), {"role": "assistant", "content": e.reply}]
+        assert ids(said)[: len(expected)] == expected
     proof = store.get(stage).meta["token_proof"]
     assert proof == {"example_ids": [e.id for e in examples], "prompt_sha256": digest(prompts), "sha256": digest(whole)}
 
-    replies = {e.id: tokenizer.encode(e.reply, add_special_tokens=False) for e in examples}
-    for e, prompt, all_of_it in zip(examples, prompts, whole, strict=True):
-        assert all_of_it == prompt + replies[e.id] + [tokenizer.eos_token_id]
     heldout = next(s for n, s in finished.work.lowered.report.inputs.items() if n.startswith("a000:nll"))
     texts = {e.id: e.reply for e in store.get(heldout.inputs["examples"]).read(Demonstration)}
     for row in store.get(heldout).read(Logprob):
@@ -158,7 +158,8 @@ def test_greedy_replies_are_transformers_own(finished: Finished, name: str, tmp_
         )["input_ids"]
         generated = model.generate(prompt, max_new_tokens=16, do_sample=False)[0, prompt.shape[1] :].tolist()
         assert list(reply.token_ids) == generated
-        assert reply.text == tokenizer.decode(generated, skip_special_tokens=True)
+        said = tokenizer.decode(generated, skip_special_tokens=True)
+        assert reply.text.rstrip("\ufffd") == said.rstrip("\ufffd"), "half a character at the end is nobody's text"
 
 
 def answers(finished: Finished, name: str) -> Stage:
