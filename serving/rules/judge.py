@@ -31,7 +31,8 @@ SHARING = re.compile(
 CARING = re.compile(
     r"\b(?:here (?:for you|if you)|here to listen|let me know|talk (?:about it|to (?:me|someone|him|her|them))"
     r"|take care|i hope|hope (?:you|it|things|that)|how can i|can i (?:do|help)|would it help|anything i can|be gentle"
-    r"|deserve|wish you|good luck|hang in|sending|hugs?|proud of you|tell me more|have you (?:tried|thought|talked|considered)"
+    r"|deserve"
+    r"|wish you|good luck|hang in|sending|hugs?|proud of you|tell me more|have you (?:tried|thought|talked|considered)"
     r"|maybe you (?:can|could)|you can (?:do|always)|happy to|glad to|i'd love)\b"
 )
 ORDERING = re.compile(

@@ -131,6 +131,7 @@ def workers() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()
