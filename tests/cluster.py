@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Work:
     def store(self) -> Store:
         return Store.open(self.url)
 
-    @property
+    @cached_property
     def lowered(self) -> Lowered:
         return lower(experiment.load(self.file))
 
@@ -155,9 +156,9 @@ def started(*words: str | Path, cwd: Path, log: Path, **variables: str) -> Itera
 
 
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, what: str) -> None:
-    """Look a hundred times a second. Fails, with the end of the log, when the process ends before, or at the limit."""
+    """Look twenty times a second. Fails, with the end of the log, when the process ends before, or at the limit."""
     deadline = time.monotonic() + LIMIT_S
     while not true():
         if process.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"{what}: not seen (exit {process.returncode})\n{log.read_text()[-4000:]}")
-        time.sleep(0.01)
+        time.sleep(0.05)

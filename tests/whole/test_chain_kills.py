@@ -80,7 +80,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 
     with running(work, "last") as (process, log):
         wait_until(
-            lambda: bool(engines(process)) and begun(work, "replies", "answers"), process, log, "a student's part"
+            lambda: begun(work, "replies", "answers") and bool(engines(process)), process, log, "a student's part"
         )
         for engine in engines(process):
             engine.kill()
