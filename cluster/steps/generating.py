@@ -14,10 +14,11 @@ from pathlib import Path
 from cluster.profile import Engine
 from cluster.weights import Weights, fetch
 from empathy.columns import from_table
-from empathy.records import Dialogue, Reply, Turn, content_id
-from empathy.specs import RepliesSpec, Student
+from empathy.records import Demonstration, Dialogue, Preference, Reply, Turn, content_id
+from empathy.specs import ExamplesSpec, RepliesSpec, Student
 from empathy.stages import Stage
 from empathy.store import Store, Writer
+from empathy.train.tokens import ids_sha256
 from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
 from serving.students import renderer
 
@@ -67,8 +68,35 @@ def generate(stages: Sequence[Stage], store: Store, engine: Engine, cache: Path,
             student_set(list(distinct.values()), engine, precision), resources=resources(engine)
         ) as students:
             render = renderer(group[0][1].base, group[0][1].template)
+            for stage, _ in group:
+                prove_rendering(stage.inputs["checkpoint"], store, render)
             jobs = [_Job(stage, weights.name, store, render, units) for stage, weights in group]
             _answer_all(jobs, students)
+
+
+def prove_rendering(checkpoint: Stage, store: Store, render: Render) -> None:
+    """Serving renders the prompts that training rendered to the same token ids. Raises ValueError where it does not.
+
+    Compares sha256 over the ids of the first training examples, which training left in the checkpoint's meta.
+    """
+    proof = store.get(checkpoint).meta.get("token_proof")
+    if proof is None:  # a model that was found, not trained here
+        return
+    spec = checkpoint.inputs["examples"].spec
+    assert isinstance(spec, ExamplesSpec)
+    wanted = proof["example_ids"]
+    records = store.get(checkpoint.inputs["examples"]).read(Demonstration if spec.objective == "sft" else Preference)
+    by_id: dict[str, list[int]] = {}
+    for example in records:
+        if example.id in wanted:
+            by_id[example.id] = render([t.as_message() for t in example.messages])
+        if len(by_id) == len(set(wanted)):
+            break
+    if ids_sha256([by_id[i] for i in wanted]) != proof["prompt_sha256"]:
+        raise ValueError(
+            f"template of {checkpoint!r}: the server renders training prompts to other token ids than training did; serve with the "
+            "tokenizer and template.jinja that the checkpoint carries"
+        )
 
 
 @dataclass

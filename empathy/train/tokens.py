@@ -134,10 +134,11 @@ def proof(examples: Sequence[Demonstration | Preference], rows: Iterable[Row]) -
     first = list(rows)[:8]
     return {
         "example_ids": [e.id for e in examples[:8]],
-        "prompt_sha256": _sha256([list(r.prompt) for r in first]),
-        "sha256": _sha256([r.ids for r in first]),
+        "prompt_sha256": ids_sha256([list(r.prompt) for r in first]),
+        "sha256": ids_sha256([r.ids for r in first]),
     }
 
 
-def _sha256(ids: list[list[int]]) -> str:
+def ids_sha256(ids: list[list[int]]) -> str:
+    """sha256 of compact JSON of a list of lists of token ids."""
     return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()
