@@ -54,17 +54,18 @@ def ray_session(profile: Profile) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or profile.ray.address
     settings = environment(profile)
     os.environ.update(settings)
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # 30 s is too short for a busy machine
     options: dict[str, Any] = {
         "address": address,
         "runtime_env": {"env_vars": settings},
         "logging_level": logging.WARNING,
+        "log_to_driver": False,  # what workers print stays in Ray's logs, also in a job, where our lines would drown
     }
     if address == "local":
         options |= {
             "num_cpus": profile.ray.cpus,
             "object_store_memory": int(profile.ray.object_store_gib * 2**30),
             "include_dashboard": False,
-            "log_to_driver": False,
         }
     _start(options)
     for name in ("ray.serve", "ray.train"):  # our own progress lines say what happens
