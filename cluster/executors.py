@@ -1,4 +1,5 @@
-"""Who makes which stage, and how many at once. One line an executor; the order is the order in which work is looked for."""
+"""Who makes which stage, and how many at once. One line an executor; the order is the order in which work is looked
+for."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ Run = Callable[[Sequence[Stage], Context], None]
 
 @dataclass(frozen=True)
 class Executor:
-    """`takes` says whether a stage is its kind of work; `run` makes a batch, inputs first, each committed to the store."""
+    """`takes` says whether a stage is its kind of work; `run` makes a batch, inputs first, each committed to the
+    store."""
 
     name: str
     takes: Callable[[Stage], bool]

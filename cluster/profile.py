@@ -41,7 +41,8 @@ class RayCluster(Section):
 
 
 class Asking(Section):
-    """Teacher and judge calls: `workers` processes of `in_flight` calls each. `workers = 0` asks from the driver, without Ray."""
+    """Teacher and judge calls: `workers` processes of `in_flight` calls each. `workers = 0` asks from the driver,
+    without Ray."""
 
     workers: int = Field(1, ge=0)
     in_flight: int = Field(32, ge=1)
@@ -118,14 +119,16 @@ class Profile(Section):
         places = KNOWN_PROVIDERS | self.providers
         if name not in places:
             raise ValueError(
-                f"provider = {name!r}: unknown; add a table [providers.{name}] with base_url and key_env to the profile, or use one of "
+                f"provider = {name!r}: unknown; add a table [providers.{name}] with base_url and key_env to the "
+                f"profile, or use one of "
                 f"{', '.join([EMBEDDED, *places])}"
             )
         return places[name]
 
 
 def load(path: str | None, store: str | None = None) -> Profile:
-    """The profile at `path` (a file, or the name of one in infra/profiles), or the defaults; `store` overrides its store."""
+    """The profile at `path` (a file, or the name of one in infra/profiles), or the defaults; `store` overrides its
+    store."""
     profile = Profile()
     if path is not None:
         shipped = Path(__file__).parent.parent / "infra" / "profiles" / f"{path}.toml"

@@ -22,8 +22,8 @@ def clock(seconds: float) -> str:
 class Progress:
     """Plain lines on `out`: one when a stage ends, and at most one every `every_s` seconds in between.
 
-    What is left is estimated from this run alone: the mean wall time of finished stages of each kind. Kinds of which none has
-    been finished yet are left out, and then the estimate says "at least".
+    What is left is estimated from this run alone: the mean wall time of finished stages of each kind. Kinds of which
+    none has been finished yet are left out, and then the estimate says "at least".
     """
 
     out: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)

@@ -35,7 +35,8 @@ def place_of(name: str, profile: Profile) -> Provider:
 
 @contextmanager
 def ready(stages: Iterable[Stage], profile: Profile) -> Iterator[Mapping[str, Provider]]:
-    """The providers of `stages` by name; the embedded one lives as long as the context. Raises ValueError for a missing key."""
+    """The providers of `stages` by name; the embedded one lives as long as the context. Raises ValueError for a
+    missing key."""
     names = named(stages)
     providers = {name: place_of(name, profile) for name in names if name != EMBEDDED}
     if EMBEDDED not in names:

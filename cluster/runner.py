@@ -1,8 +1,11 @@
 """Makes what is missing, inputs first, and loads each model once.
 
-The work is cut into batches of one executor: everything that this process can make, everything that asks a paid model, everything
-that trains or scores, everything that generates. A batch takes along every stage whose inputs are done or in the same batch, so one
-worker group trains a whole grid and one engine answers for all students of a base. Ray is started by the first batch that needs
+The work is cut into batches of one executor: everything that this process can make, everything that asks a paid
+model, everything
+that trains or scores, everything that generates. A batch takes along every stage whose inputs are done or in the same
+batch, so one
+worker group trains a whole grid and one engine answers for all students of a base. Ray is started by the first batch
+that needs
 it: bad data is refused before.
 """
 
@@ -34,8 +37,8 @@ def batch_of(executor: Executor, pending: Sequence[Stage]) -> list[Stage]:
 def run(targets: Sequence[Stage], context: Context) -> int:
     """Make `targets` and what they need. Returns how many stages this call made.
 
-    A stage that another run is making (its lease is held) is left to it and looked at again. Raises what a stage raised: what
-    was finished stays, and the same call goes on from there.
+    A stage that another run is making (its lease is held) is left to it and looked at again. Raises what a stage
+    raised: what was finished stays, and the same call goes on from there.
     """
     store, made = context.store, 0
     context.progress.begin(missing(targets, store.done))

@@ -14,7 +14,8 @@ from empathy.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Weights:
-    """`name`: the model name in an engine. `base`: folder with config, weights and tokenizer. `adapter`: LoRA folder on it, or None. `template`: chat template text."""
+    """`name`: the model name in an engine. `base`: folder with config, weights and tokenizer. `adapter`: LoRA folder
+    on it, or None. `template`: chat template text."""
 
     name: str
     base_key: str

@@ -1,6 +1,7 @@
 """The experiment file: a question in TOML. `empathy.lower` turns it into stages.
 
-What is here is typed and closed: a misspelt field, an unknown strategy or a missing source is refused when the file is read.
+What is here is typed and closed: a misspelt field, an unknown strategy or a missing source is refused when the file
+is read.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class Raise(Section):
 
 
 class StudentModel(Section):
-    """A Hugging Face name or folder (`model`), or a small one made from nothing (`init = "random"`, `size`, `raise`)."""
+    """A Hugging Face name or folder (`model`), or a small one made from nothing (`init = "random"`, `size`,
+    `raise`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     model: str | None = None
@@ -172,7 +174,8 @@ class Judging(Section):
 
 
 class Arms(Section):
-    """Some arms: the product of its lists. `teacher` names responders recorded with the data, or the `[teacher]` model."""
+    """Some arms: the product of its lists. `teacher` names responders recorded with the data, or the `[teacher]`
+    model."""
 
     method: Annotated[tuple[Method, ...], BeforeValidator(_listed)]
     teacher: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
@@ -247,7 +250,7 @@ class Experiment(Section):
         needs = [m for arms in self.arms if not arms.teacher for m in arms.method if m != "human"]
         if needs and self.teacher is None:
             raise ValueError(
-                f"arms.method = {needs[0]!r} asks a teacher: add a [teacher] table or name recorded ones in arms.teacher"
+                f"arms.method = {needs[0]!r} asks a teacher: add a [teacher] table, or name recorded ones in teacher"
             )
         return self
 

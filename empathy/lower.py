@@ -1,7 +1,7 @@
 """An experiment -> the graph of stages that answers it.
 
-Shared work is shared by construction: stages with equal keys are one stage, so this file says plainly what each arm needs and
-never looks for what another arm already has.
+Shared work is shared by construction: stages with equal keys are one stage, so this file says plainly what each arm
+needs and never looks for what another arm already has.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The graph: `report` stands on everything; `cells` and `bases` (student name -> its base checkpoint) are for people."""
+    """The graph: `report` stands on everything; `cells` and `bases` (student name -> its base checkpoint) are for
+    people."""
 
     report: Stage
     cells: tuple[Cell, ...]
@@ -155,8 +156,8 @@ class _Lowering:
         heldout = purpose == "heldout"
         spec = ExamplesSpec(
             method=lesson.method,
-            objective=objective,  # type: ignore[arg-type]
-            purpose=purpose,  # type: ignore[arg-type]
+            objective=objective,
+            purpose=purpose,
             split="test" if heldout else "train",
             system=self.x.generate.system,
             screens=() if heldout else data.screens,

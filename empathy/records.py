@@ -2,8 +2,8 @@
 
 Dialogue -> Reply -> Demonstration | Preference -> (weights) -> Reply -> Verdict -> Estimate
 
-Records are frozen, plain and small. They travel as Arrow tables (`empathy.columns`); joins are by `dialogue_id`, never by
-position.
+Records are frozen, plain and small. They travel as Arrow tables (`empathy.columns`); joins are by `dialogue_id`,
+never by position.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Turn:
 class Dialogue:
     """A conversation that waits for a reply: the last turn is the speaker's (role "user").
 
-    `group` is the cluster of error bars and group-wise splits (W&P `part_no`, a persona, a conversation). `ratings` maps a
-    responder ("human", "gpt-4", ...) to 1 Bad, 2 Okay, 3 Good; `recorded` maps a responder to the reply stored with the data.
+    `group` is the cluster of error bars and group-wise splits (W&P `part_no`, a persona, a conversation). `ratings`
+    maps a
+    responder ("human", "gpt-4", ...) to 1 Bad, 2 Okay, 3 Good; `recorded` maps a responder to the reply stored with
+    the data.
     """
 
     id: str
@@ -67,8 +69,8 @@ class Reply:
     """Somebody's answer to a dialogue: a recorded model, a teacher, a base, a student, a person.
 
     `dropped` is None for a usable reply, else the reason why there is none (`text` is then what arrived, possibly "").
-    `turns` are the messages of a several-turn request before the last reply. `tokens_in`/`tokens_out` and `model_served` are
-    None where unknown. `token_ids` are set for students only (proof of what was generated).
+    `turns` are the messages of a several-turn request before the last reply. `tokens_in`/`tokens_out` and
+    `model_served` are None where unknown. `token_ids` are set for students only (proof of what was generated).
     """
 
     dialogue_id: str
@@ -131,7 +133,8 @@ Side = Literal["reply", "chosen", "rejected"]
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """What a checkpoint gives to one reply of an example: sum over its `tokens` reply tokens (end token included), in nats."""
+    """What a checkpoint gives to one reply of an example: sum over its `tokens` reply tokens (end token included), in
+    nats."""
 
     example_id: str
     side: Side

@@ -1,7 +1,9 @@
 """What is asked of a paid model, apart from how it is sent.
 
-An `Asking` is a generator: it yields a Request, is sent the Answer, and returns its record. One turn or three, one attempt or
-several: the domain writes plain sequential code, and whoever drives the generators (`serving.client`) keeps many in flight.
+An `Asking` is a generator: it yields a Request, is sent the Answer, and returns its record. One turn or three, one
+attempt or
+several: the domain writes plain sequential code, and whoever drives the generators (`serving.client`) keeps many in
+flight.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """One chat completion. Equal requests are one request: its reply is paid for once. `sample` tells wished-for repeats apart."""
+    """One chat completion. Equal requests are one request: its reply is paid for once. `sample` tells wished-for
+    repeats apart."""
 
     provider: str
     model: str
@@ -55,8 +58,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. `refused` is set when the provider will not answer this request, however often it is sent (HTTP 400,
-    content filter): the row is lost, not the run. Token counts are None where the provider did not say.
+    """What came back. `refused` is set when the provider will not answer this request, however often it is sent (HTTP
+    400, content filter): the row is lost, not the run. Token counts are None where the provider did not say.
     """
 
     text: str

@@ -63,7 +63,8 @@ SplitSpec = Annotated[PaperSplit | RandomSplit | GroupSplit | OfficialSplit, Fie
 
 
 class DialoguesSpec(Spec):
-    """Rows of a source as dialogues in parts of `part_rows`. Input `without` (optional): dialogues that must not appear here."""
+    """Rows of a source as dialogues in parts of `part_rows`. Input `without` (optional): dialogues that must not
+    appear here."""
 
     kind: ClassVar[str] = "dialogues"
     source: str
@@ -150,7 +151,8 @@ class ImproveHuman(Part):
 
 
 class ImproveLlm(Part):
-    """Method 3: the teacher rewrites its own first answer. `rejected`: "initial" is the paper's text, "human" its code."""
+    """Method 3: the teacher rewrites its own first answer. `rejected`: "initial" is the paper's text, "human" its
+    code."""
 
     type: Literal["improve_llm"] = "improve_llm"
     both_replies: bool = True
@@ -158,7 +160,8 @@ class ImproveLlm(Part):
 
 
 class Human(Part):
-    """No teacher: SFT on the human replies alone. Raises a random base to speech, and is the baseline of every method."""
+    """No teacher: SFT on the human replies alone. Raises a random base to speech, and is the baseline of every
+    method."""
 
     type: Literal["human"] = "human"
     least_rating: int | None = Field(None, ge=1, le=3)
@@ -169,9 +172,11 @@ MethodSpec = Annotated[Direct | ImproveHuman | ImproveLlm | Human, Field(discrim
 
 
 class ExamplesSpec(Spec):
-    """A training or held-out set. Inputs: `dialogues`, `replies` (what is learned), `initial` (what `replies` improved, if any).
+    """A training or held-out set. Inputs: `dialogues`, `replies` (what is learned), `initial` (what `replies`
+    improved, if any).
 
-    `objective` "sft" gives Demonstrations, "dpo" Preferences. `purpose` "train" selects as mission 2 says; "heldout" takes every
+    `objective` "sft" gives Demonstrations, "dpo" Preferences. `purpose` "train" selects as mission 2 says; "heldout"
+    takes every
     test dialogue's reply (sft), or every test pair where the learned reply is rated above the human's (dpo).
     """
 
@@ -190,7 +195,8 @@ class ExamplesSpec(Spec):
 
 
 class RandomBase(Part):
-    """A small Llama with random weights and a byte-level BPE tokenizer trained on the replies and prompts it is raised on."""
+    """A small Llama with random weights and a byte-level BPE tokenizer trained on the replies and prompts it is
+    raised on."""
 
     type: Literal["random"] = "random"
     vocab: int = Field(2048, ge=300)
@@ -215,7 +221,8 @@ Base = Annotated[RandomBase | HubBase, Field(discriminator="type")]
 
 
 class Lora(Part):
-    """Low-rank adapters on all linear layers (of the attention and the feed-forward blocks) unless `targets` names some."""
+    """Low-rank adapters on all linear layers (of the attention and the feed-forward blocks) unless `targets` names
+    some."""
 
     type: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1)
@@ -234,7 +241,8 @@ Tuning = Annotated[Lora | Full, Field(discriminator="type")]
 
 
 class Optimiser(Part):
-    """AdamW. `batch_examples` is the number of examples a step over all workers: identity; how it is cut up is the profile's."""
+    """AdamW. `batch_examples` is the number of examples a step over all workers: identity; how it is cut up is the
+    profile's."""
 
     learning_rate: float = Field(gt=0)
     epochs: float = Field(3, gt=0)
@@ -268,9 +276,10 @@ Objective = Annotated[Sft | Dpo, Field(discriminator="type")]
 class CheckpointSpec(Spec):
     """Weights, their tokenizer and chat template.
 
-    A student's base is itself a checkpoint: `base` set, `objective` None (a model as it is found) or Sft (raising a random one on
-    input `examples`). Every other one has base None and inputs `base`, `examples`, and for DPO `reference` (logprobs of its
-    starting point) and, after SFT, `policy` (the checkpoint it starts from).
+    A student's base is itself a checkpoint: `base` set, `objective` None (a model as it is found) or Sft (raising a
+    random one on
+    input `examples`). Every other one has base None and inputs `base`, `examples`, and for DPO `reference` (logprobs
+    of its starting point) and, after SFT, `policy` (the checkpoint it starts from).
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -310,7 +319,8 @@ class Judge(Part):
 
 
 class VerdictsSpec(Spec):
-    """Inputs `dialogues`, `a` (the arm's replies), `b` (the opponent's). Replies are treated alike and capped at `cap_words`."""
+    """Inputs `dialogues`, `a` (the arm's replies), `b` (the opponent's). Replies are treated alike and capped at
+    `cap_words`."""
 
     kind: ClassVar[str] = "verdicts"
     judge: Judge
@@ -319,7 +329,8 @@ class VerdictsSpec(Spec):
 
 
 class ReportSpec(Spec):
-    """Numbers of all arms. Inputs are named `SLOT:WHAT` (see `empathy.experiment`); display names are in the locator."""
+    """Numbers of all arms. Inputs are named `SLOT:WHAT` (see `empathy.experiment`); display names are in the
+    locator."""
 
     kind: ClassVar[str] = "report"
     bootstrap: int = Field(10_000, ge=100)

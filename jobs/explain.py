@@ -10,7 +10,8 @@ from empathy.store import Artifact, Store
 
 
 def find(store: Store, name: str) -> Artifact:
-    """The artifact whose key begins with `name` ("kind/" before it is allowed). Raises ValueError when none or several do."""
+    """The artifact whose key begins with `name` ("kind/" before it is allowed). Raises ValueError when none or
+    several do."""
     kind, _, start = name.rpartition("/")
     found = [a for a in store.artifacts(kind or None) if a.key.startswith(start)]
     if len(found) != 1:
@@ -28,7 +29,8 @@ def explain(name: str, on: str | None, store_url: str | None) -> int:
     manifest = artifact.manifest
     print(f"{manifest['identity']['kind']}/{artifact.key}")
     print(
-        f"in {store.url}/{artifact.folder}: {len(artifact.parts)} parts, {artifact.rows:,} rows, {len(artifact.files)} files"
+        f"in {store.url}/{artifact.folder}: {len(artifact.parts)} parts, {artifact.rows:,} rows, "
+        f"{len(artifact.files)} files"
     )
     for title, value in (
         ("identity", manifest["identity"]),

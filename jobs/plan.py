@@ -21,7 +21,8 @@ def asks_a_model(stage: Stage) -> bool:
 
 
 def calls(stage: Stage, store: Store) -> int | None:
-    """The most requests that the stage sends when every first attempt is readable; None while its dialogues are not made."""
+    """The most requests that the stage sends when every first attempt is readable; None while its dialogues are not
+    made."""
     dialogues = store.find("dialogues", stage.inputs["dialogues"].key)
     if dialogues is None:
         return None

@@ -17,7 +17,8 @@ from empathy.store import Store
 
 
 def run(file: str, on: str | None, store_url: str | None) -> int:
-    """Make what is missing and show the report. Raises ValueError, before anything is spent, for what the user can mend."""
+    """Make what is missing and show the report. Raises ValueError, before anything is spent, for what the user can
+    mend."""
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
     lowered = lower(x)

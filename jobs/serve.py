@@ -1,4 +1,5 @@
-"""Put students of an experiment behind an OpenAI-compatible endpoint: the engine, template and rendering that they were judged with."""
+"""Put students of an experiment behind an OpenAI-compatible endpoint: the engine, template and rendering that they
+were judged with."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from empathy.store import Store
 
 
 def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, Stage]:
-    """The checkpoints of these names. Raises ValueError for a name that is unknown, and for one that is not made yet."""
+    """The checkpoints of these names. Raises ValueError for a name that is unknown, and for one that is not made
+    yet."""
     for name in names:
         if name not in lowered.checkpoints:
             raise ValueError(f"student = {name!r}: unknown; there are {', '.join(lowered.checkpoints)}")

@@ -72,6 +72,7 @@ def trace(dialogue: str, file: str, on: str | None, store_url: str | None) -> in
             print("\n".join(f"  {line}" for line in lines))
     if not found:
         raise ValueError(
-            f"dialogue = {dialogue!r}: in no finished stage of {file} in {store.url}; look at the ids of the dialogues stage"
+            f"dialogue = {dialogue!r}: in no finished stage of {file} in {store.url}; "
+            "look at the ids of the dialogues stage"
         )
     return 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 from empathy import documents
 from empathy.experiment import Experiment
@@ -25,7 +24,9 @@ unrated_is_good = true
 [students.tiny]
 init  = "random"
 size  = {{ vocab = 400, hidden = 64, layers = 2, heads = 2, kv_heads = 1, intermediate = 64, positions = 256 }}
-raise = {{ source = {{ type = "jsonl", path = "{raising}" }}, optimiser = {{ learning_rate = 2e-3, epochs = 1, batch_examples = 8 }} }}
+[students.tiny.raise]
+source    = {{ type = "jsonl", path = "{raising}" }}
+optimiser = {{ learning_rate = 2e-3, epochs = 1, batch_examples = 8 }}
 [train]
 precision         = "fp32"
 max_length_tokens = 250
@@ -81,7 +82,8 @@ def write_dialogues(path: Path, n: int, prefix: str = "d") -> Path:
 
 
 def tiny(folder: Path, n: int = 24, **changes: Any) -> Experiment:
-    """The tiny experiment on `n` dialogues in `folder`; `changes` replace values, "train.sft.epochs" style with "__" for "."."""
+    """The tiny experiment on `n` dialogues in `folder`; `changes` replace values, "train.sft.epochs" style with "__"
+    for "."."""
     folder.mkdir(parents=True, exist_ok=True)
     path, raising = write_dialogues(folder / "dialogues.jsonl", n), write_dialogues(folder / "raising.jsonl", 16, "r")
     data = tomllib.loads(TINY.format(path=path, raising=raising))

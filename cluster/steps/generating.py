@@ -94,8 +94,8 @@ def prove_rendering(checkpoint: Stage, store: Store, render: Render) -> None:
             break
     if ids_sha256([by_id[i] for i in wanted]) != proof["prompt_sha256"]:
         raise ValueError(
-            f"template of {checkpoint!r}: the server renders training prompts to other token ids than training did; serve with the "
-            "tokenizer and template.jinja that the checkpoint carries"
+            f"template of {checkpoint!r}: the server renders training prompts to other token ids than training did; "
+            "serve with the tokenizer and template.jinja that the checkpoint carries"
         )
 
 
@@ -170,7 +170,8 @@ class _Job:
 
 
 def _proofs(change: float) -> dict[str, str]:
-    """`change` is the largest change of a log-probability against the base on fixed prompts; infinite where the tokens part."""
+    """`change` is the largest change of a log-probability against the base on fixed prompts; infinite where the
+    tokens part."""
     parted = math.isinf(change)
     return {
         "adapter alive": "its greedy tokens differ from its base's"

@@ -26,7 +26,7 @@ Report = Callable[[Stage, int, int], None]
 RAY_TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # 60 by default: importing torch on a busy machine can take longer
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more; what it would save is saved by `empathy.train.progress`
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more; what it saves is saved by `empathy.train.progress`
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 POLL_S = 1.0

@@ -49,7 +49,7 @@ def _unjudged(book: Book) -> list[str]:
         words = number(book.get(e.arm, "words"), 1).split(" [")[0]
         table.append([book.name(e.arm), book.lesson_named(e.note), number(e, 3), *right, words])
     legend = (
-        "pairs right: the chosen reply has the higher log-probability a token; over base: its log-probability rose more over\n"
-        "the base's than the rejected one's did"
+        "pairs right: the chosen reply has the higher log-probability a token; over base: its log-probability rose\n"
+        "more over the base's than the rejected one's did"
     )
     return [f"Without a judge, on held-out dialogues\n\n{columns(table)}\n\n{legend}"] if len(table) > 1 else []

@@ -107,7 +107,9 @@ def test_the_shipped_code_is_small_and_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("__pycache__"))
 
 
-def test_submit_names_the_largest_files_when_the_code_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_names_the_largest_files_when_the_code_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(submit, "MAX_SHIPPED_MIB", 0.01)
     with pytest.raises(ValueError, match=r"take out what does not belong \(\w+/"):
         submit._pack(tmp_path, [])
@@ -119,7 +121,9 @@ def test_entrypoint_carries_no_secret_and_quotes_paths(tmp_path: Path) -> None:
     assert command == f"python -m jobs.run exp.toml --store '{tmp_path}/a store'"
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "infra" / "profiles").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "infra" / "profiles").glob("*.toml")), ids=lambda p: p.stem
+)
 def test_shipped_profiles_load_by_name(file: Path) -> None:
     assert profiles.load(file.stem).store
 

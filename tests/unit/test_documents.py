@@ -69,5 +69,5 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 
 def test_broken_toml_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "drawing.toml").write_text('title = "a\n')
-    with pytest.raises(ValueError, match="not valid TOML.*line 1"):
+    with pytest.raises(ValueError, match=r"not valid TOML.*line 1"):
         documents.load(Drawing, tmp_path / "drawing.toml")
