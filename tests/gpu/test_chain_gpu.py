@@ -1,0 +1,50 @@
+"""The chain on a GPU: NCCL or a single device for training, CUDA vLLM for generation, bf16 throughout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from empathy.records import Estimate, Reply
+from tests.cluster import Work, empathy, profile_file
+from tests.experiments import tiny_file
+
+pytestmark = pytest.mark.timeout(1200)
+
+PROFILE = """
+[train]
+workers = 1
+gpus_per_worker = 1
+[engine]
+gpus = 1
+kv_cache_gib = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    folder = tmp_path_factory.mktemp("gpu")
+    file = tiny_file(folder)
+    file.write_text(file.read_text().replace('"fp32"', '"bf16"'))
+    work = Work(folder, file, profile_file(folder, PROFILE), str(folder / "store"))
+    done = empathy("run", work.file, *work.where, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return work
+
+
+def test_it_ends_with_estimates(finished: Work) -> None:
+    measures = {e.measure for e in finished.store.get(finished.lowered.report).read(Estimate)}
+    assert {"win_rate", "nll_per_token"} <= measures
+
+
+def test_dpo_starts_at_ln_2_in_bf16(finished: Work) -> None:
+    _, dpo = finished.lowered.cells
+    assert finished.store.get(dpo.checkpoint).meta["proofs"]["dpo_start"]["loss"] == pytest.approx(0.6931, abs=5e-3)
+
+
+def test_every_student_answered_every_test_dialogue(finished: Work) -> None:
+    for cell in finished.lowered.cells:
+        replies = list(finished.store.get(cell.replies).read(Reply))
+        assert replies
+        assert not [r.dropped for r in replies if r.dropped]
