@@ -118,8 +118,7 @@ def raised(store: Store, **given) -> Stage:
         base=BASE,
         objective=Sft(optimiser=optimiser(), tuning=Full()),
         template=templates.load("plain"),
-        precision="fp32",
-        **{"max_length_tokens": 256} | given,
+        **{"precision": "fp32", "max_length_tokens": 256} | given,
     )
     return Stage(spec, {"examples": examples(store, "sft", demonstrations(16, 1))}, label="base")
 
