@@ -69,7 +69,7 @@ def _ask(batch: Sequence[Stage], context: Context) -> None:
         ask_all(
             [_job(stage, context.store) for stage in wave],
             context.store,
-            {name: context.providers[name] for name in providers.named(wave)},
+            {name: context.providers[name] for name in providers.models(wave)},
             context.profile.ask.workers,
             context.profile.ask.in_flight,
             context.progress.units,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from empathy import documents
 from empathy.store import Store
@@ -73,11 +73,21 @@ class Engine(Section):
 class ProviderPlace(Section):
     """How to reach a provider that experiments name."""
 
-    base_url: str
+    base_url: str | None = None
     key_env: str | None = None
     """The environment variable that holds the API key; None for servers that want none."""
+    engine: str | None = None
+    """Instead of base_url: a Hugging Face folder or name that the run serves itself, with vLLM, as the model that is asked for."""
     in_flight: int | None = Field(None, ge=1)
     timeout_s: float = Field(120, gt=0)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ProviderPlace:
+        if (self.base_url is None) == (self.engine is None):
+            raise ValueError(
+                "give either base_url (a server that is there) or engine (a model to serve), not both or neither"
+            )
+        return self
 
 
 EMBEDDED = "embedded"

@@ -10,6 +10,7 @@ from pathlib import Path
 from empathy.specs import CheckpointSpec
 from empathy.stages import Stage
 from empathy.store import Artifact, Store
+from serving.adapters import BASE_RECORD
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,23 @@ class Weights:
         return min(int(positions), at_most)
 
 
-def _found_model(stage: Stage) -> Path:
+def found_model(name: str, revision: str | None) -> Path:
     """The folder of a model that was not made here: a local folder, or a snapshot of the hub's."""
-    name = stage.locator["path"]
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     from huggingface_hub import snapshot_download
 
-    spec = stage.spec
-    assert isinstance(spec, CheckpointSpec)
-    return Path(snapshot_download(name, revision=getattr(spec.base, "revision", None)))
+    return Path(snapshot_download(name, revision=revision))
+
+
+def own_template(folder: Path) -> str:
+    """The chat template that a model brings. Raises ValueError when it brings none."""
+    from transformers import AutoTokenizer
+
+    template = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).chat_template
+    if not isinstance(template, str):
+        raise ValueError(f"engine = {str(folder)!r}: the model brings no chat template; use one that was tuned to chat")
+    return template
 
 
 def _full_model(folder: Path) -> Path:
@@ -65,9 +73,17 @@ def fetch(stage: Stage, store: Store, cache: Path) -> Weights:
     name = stage.key[:16]
     external = spec.base is not None and spec.objective is None
     if external:
-        return Weights(name, stage.key, _found_model(stage), _template(artifact))
+        return Weights(
+            name,
+            stage.key,
+            found_model(stage.locator["path"], getattr(spec.base, "revision", None)),
+            _template(artifact),
+        )
     folder = artifact.download(cache / "checkpoints" / stage.key)
     if (folder / "adapter").is_dir():
         base = fetch(stage.inputs["base"], store, cache)
+        trained_on = artifact.meta.get("proofs", {}).get("base_weights_sha256")
+        if trained_on:  # the engine refuses the adapter on any other base
+            (folder / "adapter" / BASE_RECORD).write_text(json.dumps({"weights_sha256": trained_on}))
         return Weights(name, base.base_key, base.base, _template(artifact), folder / "adapter")
     return Weights(name, stage.key, _full_model(folder), _template(artifact))

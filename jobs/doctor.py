@@ -80,7 +80,11 @@ def _providers(x: Experiment, profile: Profile) -> Iterator[Check]:
             yield Check(f"provider {name}", False, str(error))
             continue
         ok = place.key_env is None or bool(os.environ.get(place.key_env))
-        yield Check(f"provider {name}", ok, place.base_url if ok else f"set the environment variable {place.key_env}")
+        yield Check(
+            f"provider {name}",
+            ok,
+            str(place.base_url or place.engine) if ok else f"set the environment variable {place.key_env}",
+        )
 
 
 def doctor(file: str | None, on: str | None, store_url: str | None) -> int:

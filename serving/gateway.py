@@ -29,7 +29,8 @@ SHARED_FIELDS = {
 }  # fmt: skip
 ROLES = ("system", "user", "assistant")
 FIELDS = {
-    "/v1/chat/completions": SHARED_FIELDS | {"messages", "max_completion_tokens", "logprobs", "top_logprobs"},
+    "/v1/chat/completions": SHARED_FIELDS
+    | {"messages", "max_completion_tokens", "logprobs", "top_logprobs", "response_format"},
     "/v1/completions": SHARED_FIELDS | {"prompt", "logprobs"},
 }
 
