@@ -18,7 +18,7 @@ from empathy.stages import Stage, walk
 from tests.cluster import EMPATHY, ROOT, empathy, environment
 from tests.whole.conftest import Finished
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 STUDENTS = ("tiny", "tiny-sft-direct-rule-teacher", "tiny-sft-dpo-direct-rule-teacher")
 
