@@ -77,7 +77,7 @@ class ProviderPlace(Section):
     key_env: str | None = None
     """The environment variable that holds the API key; None for servers that want none."""
     engine: str | None = None
-    """Instead of base_url: a Hugging Face folder or name that the run serves itself, with vLLM, as the model that is asked for."""
+    """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
     in_flight: int | None = Field(None, ge=1)
     timeout_s: float = Field(120, gt=0)
 
