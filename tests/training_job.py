@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")  # tests run on busy machines
+# Tests run on busy machines: what Ray waits for its own helpers to start, 30 s each by default.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 
 import ray
 

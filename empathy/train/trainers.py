@@ -110,6 +110,7 @@ def arguments(spec: CheckpointSpec, optimiser: Optimiser, plan: Plan, bench: Ben
         "optim": "adamw_torch",
         "seed": spec.seed,
         "bf16": spec.precision == "bf16",
+        "use_cpu": bench.group.device == "cpu",
         "max_length": None,  # too long rows were dropped and counted; none is cut
         "gradient_checkpointing": placement.gradient_checkpointing,
         "average_tokens_across_devices": True,
