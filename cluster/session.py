@@ -31,8 +31,10 @@ STARTS = 3
 
 
 def _start(options: dict[str, Any]) -> None:
+    import psutil
     import ray
 
+    ours = set(psutil.Process().children())
     for attempt in range(1, STARTS + 1):
         try:
             ray.init(**options)
@@ -41,6 +43,16 @@ def _start(options: dict[str, Any]) -> None:
             ray.shutdown()
             if "timed out during startup" not in str(error) or attempt == STARTS:
                 raise
+            _end([child for child in psutil.Process().children() if child not in ours])
+
+
+def _end(processes: list[Any]) -> None:
+    """What a failed start leaves running until this process ends: half a Ray, which others would find and join."""
+    import psutil
+
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 @contextmanager

@@ -32,6 +32,10 @@ METHODS_THAT_REWRITE = ("improve_human", "improve_llm")
 _SPLITS = {"paper": PaperSplit, "random": RandomSplit, "group": GroupSplit, "official": OfficialSplit}
 
 
+HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What the attention of vLLM 0.29 on CPUs takes."""
+
+
 class Section(BaseModel):
     """A table of the file."""
 
@@ -119,6 +123,12 @@ class StudentModel(Section):
             raise ValueError('give either model = "NAME OR FOLDER" or init = "random", not both and not neither')
         if self.init == "random" and self.raised is None:
             raise ValueError("init = 'random' needs a table `raise` that says which dialogues teach it to speak")
+        width, odd = divmod(self.size.hidden, self.size.heads)
+        if odd or width not in HEAD_WIDTHS:
+            raise ValueError(
+                f"size.hidden = {self.size.hidden} over size.heads = {self.size.heads}: a head must be one of "
+                f"{', '.join(map(str, HEAD_WIDTHS))} wide, or vLLM cannot serve the student"
+            )
         if self.model is not None and self.raised is not None:
             raise ValueError("raise belongs to init = 'random'; a model that can speak is not raised")
         return self

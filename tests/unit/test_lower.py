@@ -108,6 +108,7 @@ def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
         ({"data__split": "papr"}, r"papr"),
         ({"students": {"x": {"init": "random"}}}, r"raise"),
         ({"students": {"x": {}}}, r"either model"),
+        ({"students__tiny__size": {"hidden": 64, "heads": 4}}, r"hidden = 64 over size\.heads = 4.*32, 64"),
         ({"train__sft": {"learning_rat": 1}}, r"learning_rat.*learning_rate"),
     ],
 )

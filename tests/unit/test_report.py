@@ -348,7 +348,7 @@ def test_headline_for_a_terminal(book: Book) -> None:
         "0.0 [0.0, 52.4]",
     ]
     # a base's row and an arm's: -20 and -12 nats less a mean jitter of .19 over 5 tokens, 2 and 7 words
-    assert [x.strip() for x in own[2] if x][2:] == ["4.038 [4.030, 4.047]", "25.0 [7.5, 57.8]", "2.0"]
+    assert [x.strip() for x in own[2] if x][2:] == ["4.038 [4.030, 4.047]", "25.0 [7.5, 57.8]", "–", "2.0"]
     assert [x.strip() for x in own[3] if x][:3] == ["sft direct", "direct", "2.438 [2.430, 2.447]"]
 
 
