@@ -1,12 +1,9 @@
 """Makes what is missing, inputs first, and loads each model once.
 
 The work is cut into batches of one executor: everything that this process can make, everything that asks a paid
-model, everything
-that trains or scores, everything that generates. A batch takes along every stage whose inputs are done or in the same
-batch, so one
-worker group trains a whole grid and one engine answers for all students of a base. Ray is started by the first batch
-that needs
-it: bad data is refused before.
+model, everything that trains or scores, everything that generates. A batch takes along every stage whose inputs are
+done or in the same batch, so one worker group trains a whole grid and one engine answers for all students of a base.
+Ray is started by the first batch that needs it: bad data is refused before.
 """
 
 from __future__ import annotations

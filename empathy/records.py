@@ -44,9 +44,8 @@ class Dialogue:
     """A conversation that waits for a reply: the last turn is the speaker's (role "user").
 
     `group` is the cluster of error bars and group-wise splits (W&P `part_no`, a persona, a conversation). `ratings`
-    maps a
-    responder ("human", "gpt-4", ...) to 1 Bad, 2 Okay, 3 Good; `recorded` maps a responder to the reply stored with
-    the data.
+    maps a responder ("human", "gpt-4", ...) to 1 Bad, 2 Okay, 3 Good; `recorded` maps a responder to the reply stored
+    with the data.
     """
 
     id: str

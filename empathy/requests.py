@@ -1,9 +1,8 @@
 """What is asked of a paid model, apart from how it is sent.
 
 An `Asking` is a generator: it yields a Request, is sent the Answer, and returns its record. One turn or three, one
-attempt or
-several: the domain writes plain sequential code, and whoever drives the generators (`serving.client`) keeps many in
-flight.
+attempt or several: the domain writes plain sequential code, and whoever drives the generators (`serving.client`)
+keeps many in flight.
 """
 
 from __future__ import annotations

@@ -176,8 +176,8 @@ class ExamplesSpec(Spec):
     improved, if any).
 
     `objective` "sft" gives Demonstrations, "dpo" Preferences. `purpose` "train" selects as mission 2 says; "heldout"
-    takes every
-    test dialogue's reply (sft), or every test pair where the learned reply is rated above the human's (dpo).
+    takes every test dialogue's reply (sft), or every test pair where the learned reply is rated above the human's
+    (dpo).
     """
 
     kind: ClassVar[str] = "examples"
@@ -277,9 +277,8 @@ class CheckpointSpec(Spec):
     """Weights, their tokenizer and chat template.
 
     A student's base is itself a checkpoint: `base` set, `objective` None (a model as it is found) or Sft (raising a
-    random one on
-    input `examples`). Every other one has base None and inputs `base`, `examples`, and for DPO `reference` (logprobs
-    of its starting point) and, after SFT, `policy` (the checkpoint it starts from).
+    random one on input `examples`). Every other one has base None and inputs `base`, `examples`, and for DPO
+    `reference` (logprobs of its starting point) and, after SFT, `policy` (the checkpoint it starts from).
     """
 
     kind: ClassVar[str] = "checkpoint"
