@@ -63,7 +63,7 @@ def test_students_are_listed_and_disclose_what_they_are(url: str) -> None:
     answer = client(url).chat.completions.create(
         model=STUDENT, messages=[{"role": "user", "content": "I failed my driving test."}], max_tokens=4
     )
-    assert "AI" in answer.model_extra["metadata"]["ai_disclosure"]
+    assert "AI" in answer.to_dict()["metadata"]["ai_disclosure"]
 
 
 def test_without_the_key_nothing(url: str) -> None:
