@@ -3,7 +3,7 @@ DEVICE := $(if $(findstring GPU,$(shell nvidia-smi -L 2>/dev/null)),gpu,cpu)
 INSTALLED := .venv/.installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format pins wheel
+.PHONY: help setup demo test test-long check format pins wheel
 
 help:   ## what can be made
 	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' Makefile
@@ -18,7 +18,10 @@ demo: setup   ## the whole chain on the dialogues that ship with the package, do
 	@.venv/bin/empathy run jobs/experiments/demo.toml
 
 test: check   ## style, types, import directions, then every test that can run here
-	.venv/bin/python -m pytest --durations=15
+	.venv/bin/python -m pytest --durations=15 -m "not long"
+
+test-long: setup   ## whole runs that are killed at every step, and Ray jobs on a cluster of their own
+	.venv/bin/python -m pytest --durations=15 -m long
 
 check: setup   ## style, types, import directions
 	.venv/bin/ruff check .
