@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed-$(DEVICE)
 .PHONY: help setup demo test test-long check format pins wheel
 
 help:   ## what can be made
-	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' Makefile
 
 setup: $(INSTALLED)   ## .venv with everything pinned (CUDA set where nvidia-smi lists a GPU, else CPU set)
 
