@@ -71,4 +71,4 @@ def _show(x: Experiment, lowered: Lowered, store: Store, file: str, profile: Pro
 if __name__ == "__main__":
     from jobs import cli
 
-    sys.exit(cli.main(["run", *sys.argv[1:]]))
+    cli.console(["run", *sys.argv[1:]])
