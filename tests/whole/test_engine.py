@@ -27,6 +27,8 @@ TEXTS = [
     "The exam is tomorrow and I am afraid.",
 ]
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def students(tmp_path_factory: pytest.TempPathFactory) -> StudentSet:
