@@ -31,7 +31,7 @@ from tests.cluster import (
 from tests.experiments import tiny_file
 from tests.whole.conftest import Finished
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(5400)]
 
 SLOW = """
 [ask]

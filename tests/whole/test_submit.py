@@ -31,7 +31,7 @@ from tests.experiments import tiny_file
 from tests.s3 import free_port
 from tests.whole.conftest import Finished
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(5400)]
 
 SECRET = "planted-9f3b2c"
 """In the submitter's environment; nowhere else afterwards."""
