@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from empathy import documents
 from empathy.store import Store
+from serving.prices import EMBEDDED as EMBEDDED
+from serving.prices import Price, Prices
 
 
 class Section(BaseModel):
@@ -70,6 +72,14 @@ class Engine(Section):
     max_model_len: int = Field(1024, ge=64)
 
 
+class Gpu(Section):
+    """What plans assume of an accelerator: its dense peak in the training precision, and the share of it that is
+    reached (model FLOPs utilisation). The defaults are an H100 in bf16."""
+
+    tflops: float = Field(989, gt=0)
+    mfu: float = Field(0.4, gt=0, le=1)
+
+
 class ProviderPlace(Section):
     """How to reach a provider that experiments name."""
 
@@ -90,13 +100,13 @@ class ProviderPlace(Section):
         return self
 
 
-EMBEDDED = "embedded"
-"""The provider that is a rule-based engine on loopback, started by the run itself."""
-
 KNOWN_PROVIDERS = {
     "openai": ProviderPlace(base_url="https://api.openai.com/v1", key_env="OPENAI_API_KEY"),
     "openrouter": ProviderPlace(base_url="https://openrouter.ai/api/v1", key_env="OPENROUTER_API_KEY"),
     "together": ProviderPlace(base_url="https://api.together.xyz/v1", key_env="TOGETHER_API_KEY"),
+    "google": ProviderPlace(
+        base_url="https://generativelanguage.googleapis.com/v1beta/openai", key_env="GEMINI_API_KEY"
+    ),
 }
 
 
@@ -114,6 +124,15 @@ class Profile(Section):
     train: Training = Training()
     engine: Engine = Engine()
     providers: dict[str, ProviderPlace] = {}
+    gpu: Gpu = Gpu()
+    prices: dict[str, Price] = {}
+    """By model, or by "PROVIDER/MODEL"; they win over the list that ships (serving/prices.toml)."""
+
+    @property
+    def price_list(self) -> Prices:
+        """What each model costs here: the profile's prices, else the list's; nothing for our own engines."""
+        own = {name for name, place in self.providers.items() if place.engine}
+        return Prices(self.prices, frozenset({EMBEDDED} | own))
 
     @property
     def store_options(self) -> dict[str, Any]:
