@@ -1,0 +1,97 @@
+"""The seven stage kinds and what identifies each: everything here is in the key, nothing else is.
+
+Place and speed (paths, workers, ZeRO stage, micro-batch, URLs) are not here: they live in a stage's `locator` or in the
+profile. `revision` is raised by hand when a change of code changes what a kind makes.
+"""
+
+from __future__ import annotations
+
+from empathy.specs.dialogues import (
+    DialoguesSpec,
+    GroupSplit,
+    OfficialSplit,
+    PaperSplit,
+    RandomSplit,
+    SplitSpec,
+)
+from empathy.specs.examples import (
+    Direct,
+    ExamplesSpec,
+    Human,
+    ImproveHuman,
+    ImproveLlm,
+    MethodSpec,
+)
+from empathy.specs.judging import (
+    Judge,
+    ReportSpec,
+    VerdictsSpec,
+)
+from empathy.specs.parts import (
+    Part,
+    Spec,
+)
+from empathy.specs.replies import (
+    Recorded,
+    RepliesSpec,
+    Responder,
+    Student,
+    Teacher,
+)
+from empathy.specs.training import (
+    Base,
+    CheckpointSpec,
+    Dpo,
+    Full,
+    HubBase,
+    LogprobsSpec,
+    Lora,
+    Objective,
+    Optimiser,
+    RandomBase,
+    Sft,
+    Tuning,
+)
+
+KINDS: dict[str, type[Spec]] = {
+    spec.kind: spec
+    for spec in (DialoguesSpec, RepliesSpec, ExamplesSpec, CheckpointSpec, LogprobsSpec, VerdictsSpec, ReportSpec)
+}
+
+__all__ = [
+    "KINDS",
+    "Base",
+    "CheckpointSpec",
+    "DialoguesSpec",
+    "Direct",
+    "Dpo",
+    "ExamplesSpec",
+    "Full",
+    "GroupSplit",
+    "HubBase",
+    "Human",
+    "ImproveHuman",
+    "ImproveLlm",
+    "Judge",
+    "LogprobsSpec",
+    "Lora",
+    "MethodSpec",
+    "Objective",
+    "OfficialSplit",
+    "Optimiser",
+    "PaperSplit",
+    "Part",
+    "RandomBase",
+    "RandomSplit",
+    "Recorded",
+    "RepliesSpec",
+    "ReportSpec",
+    "Responder",
+    "Sft",
+    "Spec",
+    "SplitSpec",
+    "Student",
+    "Teacher",
+    "Tuning",
+    "VerdictsSpec",
+]
