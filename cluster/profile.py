@@ -90,9 +90,18 @@ class ProviderPlace(Section):
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
     in_flight: int | None = Field(None, ge=1)
     timeout_s: float = Field(120, gt=0)
+    batch: bool = False
+    """Ask through the provider's batch API: about half the price, an answer within a day."""
+    batch_poll_s: float = Field(60, gt=0)
+    batch_requests: int = Field(50_000, ge=1, le=50_000)
+    batches_at_once: int = Field(8, ge=1)
+    batch_price: float = Field(0.5, gt=0, le=1)
+    """What a token costs in a batch, of its price at once."""
 
     @model_validator(mode="after")
     def _one_of(self) -> ProviderPlace:
+        if self.batch and self.engine:
+            raise ValueError("batch = true is for servers with a batch API; an engine of our own has none")
         if (self.base_url is None) == (self.engine is None):
             raise ValueError(
                 "give either base_url (a server that is there) or engine (a model to serve), not both or neither"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cluster.profile import EMBEDDED, Profile
+from cluster.profile import EMBEDDED, Profile, ProviderPlace
 from empathy.specs import RepliesSpec, Teacher, VerdictsSpec
 from empathy.stages import Stage
-from serving.providers import Provider
+from serving.providers import Batching, Provider
 from serving.scripted import Scripted
 
 
@@ -36,9 +36,22 @@ def place_of(name: str, profile: Profile) -> Provider:
         key_env=place.key_env,
         in_flight=place.in_flight,
         timeout_s=place.timeout_s,
+        batch=batching(place),
     )
     provider.key()
     return provider
+
+
+def batching(place: ProviderPlace) -> Batching | None:
+    """How the profile wants the provider's batch API to be used; None where it does not."""
+    if not place.batch:
+        return None
+    return Batching(
+        poll_s=place.batch_poll_s,
+        requests=place.batch_requests,
+        at_once=place.batches_at_once,
+        price=place.batch_price,
+    )
 
 
 @contextmanager

@@ -29,6 +29,21 @@ class ProviderDown(ConnectionError):
 
 
 @dataclass(frozen=True)
+class Batching:
+    """How a provider's batch API is used; the limits are OpenAI's. `price` is what a token costs there, of its price
+    at once; `asks` bounds in how many batches one request goes in vain."""
+
+    poll_s: float = 60.0
+    requests: int = 50_000
+    file_bytes: int = 200_000_000
+    at_once: int = 8
+    asks: int = 3
+    price: float = 0.5
+    settle_s: float = 15.0
+    """How long a batch whose creation was not answered may take to show up in the provider's list."""
+
+
+@dataclass(frozen=True)
 class Provider:
     """An OpenAI-compatible server. It names its secret (`key_env` or `key_file`) and never holds it.
 
@@ -47,6 +62,8 @@ class Provider:
     patience_s: float = 600.0
     backoff_s: float = 0.5
     served: tuple[str, ...] = ()
+    batch: Batching | None = None
+    """Whole stages are asked through the provider's batch API."""
 
     @property
     def url(self) -> str:
