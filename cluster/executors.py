@@ -28,6 +28,8 @@ class Context:
     profile: Profile
     progress: Progress
     providers: Mapping[str, Provider] = field(default_factory=dict)
+    experiment: str = ""
+    """Its name: who pays."""
 
 
 Run = Callable[[Sequence[Stage], Context], None]
@@ -73,6 +75,7 @@ def _ask(batch: Sequence[Stage], context: Context) -> None:
             context.profile.ask.workers,
             context.profile.ask.in_flight,
             context.progress.units,
+            context.experiment,
         )
         batch = [s for s in batch if s not in wave]
 

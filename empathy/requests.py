@@ -68,6 +68,8 @@ class Answer:
     tokens_out: int | None = None
     refused: str | None = None
     attempts: int = 1
+    paid_by: str = ""
+    """The experiment whose run bought it; "" where that is not known, and for an answer that has just come."""
 
 
 Asking = Generator[Request, Answer, T]

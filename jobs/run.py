@@ -37,7 +37,7 @@ def _make(x: Experiment, lowered: Lowered, store: Store, profile: Profile) -> in
 
     to_make = missing([lowered.report], store.done)
     with providers.ready(to_make, profile) as places:
-        return runner.run([lowered.report], runner.Context(store, profile, Progress(), places))
+        return runner.run([lowered.report], runner.Context(store, profile, Progress(), places, x.name))
 
 
 def show(file: str, on: str | None, store_url: str | None) -> int:

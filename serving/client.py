@@ -36,10 +36,16 @@ DRAIN_S = 30.0
 
 @dataclass
 class Counts:
-    """What driving did. `unknown` are attempts that ended without a response: the provider may have billed them."""
+    """What driving did. `unknown` are attempts that ended without a response: the provider may have billed them.
+
+    `shared` are those answers from the ledger that another experiment had paid for, with their tokens.
+    """
 
     calls: int = 0
     from_ledger: int = 0
+    shared: int = 0
+    shared_tokens_in: int = 0
+    shared_tokens_out: int = 0
     retries: int = 0
     limited: int = 0
     unknown: int = 0
@@ -48,6 +54,14 @@ class Counts:
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
+
+    def had(self, answer: Answer, experiment: str) -> None:
+        """`answer` came from the ledger of a run of `experiment`."""
+        self.from_ledger += 1
+        if answer.paid_by != experiment:
+            self.shared += 1
+            self.shared_tokens_in += answer.tokens_in or 0
+            self.shared_tokens_out += answer.tokens_out or 0
 
 
 class _Line:
@@ -149,7 +163,7 @@ class Client:
         if not self._provider(request).accepts(request.model, answer.model_served):
             self._ledger.forget(request.key)
             return None
-        counts.from_ledger += 1
+        counts.had(answer, self._ledger.experiment)
         return answer
 
     async def answer(self, request: Request, counts: Counts) -> Answer:
@@ -167,7 +181,7 @@ class Client:
         answer = self._ledger.get(request.key)
         assert answer is not None, "whoever waited is told when the reply is there"
         provider.check_served(request.model, answer.model_served)
-        counts.from_ledger += 1
+        counts.had(answer, self._ledger.experiment)
         return answer
 
     async def stop(self, tasks: Collection[asyncio.Task[None]]) -> None:

@@ -43,9 +43,15 @@ class Spent:
 
 
 class Ledger:
-    """All replies under one store, and our own journal in it. Use as a context manager, or `close` it."""
+    """All replies under one store, and our own journal in it. Use as a context manager, or `close` it.
 
-    def __init__(self, files: Files, stale_s: float = STALE_S):
+    `experiment` is the name of who pays: it stands in the lines that we record, and is no part of a reply's key.
+    """
+
+    experiment = ""
+
+    def __init__(self, files: Files, stale_s: float = STALE_S, experiment: str = ""):
+        self.experiment = experiment
         self.writer = uuid.uuid4().hex[:16]
         self._places: dict[bytes, int] = {}
         self._journals = open_journals(files, self.writer)
@@ -80,6 +86,7 @@ class Ledger:
             tokens_out=line["tokens_out"],
             refused=line["refused"],
             attempts=line["attempts"],
+            paid_by=line.get("experiment", ""),
         )
 
     def record(self, request: Request, answer: Answer) -> None:
@@ -97,7 +104,8 @@ class Ledger:
                 "refused": answer.refused,
                 "attempts": answer.attempts,
                 "at": round(time.time(), 3),
-            },
+            }
+            | ({"experiment": self.experiment} if self.experiment else {}),
             option=orjson.OPT_APPEND_NEWLINE,
         )
         self._index(request.key, self._journals.append(line), len(line))

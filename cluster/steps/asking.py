@@ -102,10 +102,12 @@ async def _answer_parts(
 class Asker:
     """What one worker process holds: the store, the ledger, the jobs."""
 
-    def __init__(self, store: Store, providers: Sequence[Provider], in_flight: int, jobs: Sequence[Job]):
+    def __init__(
+        self, store: Store, providers: Sequence[Provider], in_flight: int, jobs: Sequence[Job], experiment: str = ""
+    ):
         for provider in providers:
             provider.key()
-        self._store, self._ledger = store, Ledger(store.files)
+        self._store, self._ledger = store, Ledger(store.files, experiment=experiment)
         self._providers, self._in_flight, self._jobs = providers, in_flight, jobs
 
     def answer(self, parts: Sequence[Done], tell: Callable[[Done], None]) -> None:
@@ -178,9 +180,10 @@ def ask_all(
     workers: int,
     in_flight: int,
     progress: Report,
+    experiment: str = "",
 ) -> None:
     """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
-    one).
+    one). `experiment` is the name under which the ledger notes who paid.
 
     Each stage is committed when its last part is there. Raises ValueError for a missing key or a provider that stopped,
     ConnectionError for one that is down, OSError for a store that fails; what was answered is kept.
@@ -194,7 +197,7 @@ def ask_all(
         stage, dialogues = jobs[j].stage, jobs[j].dialogues
         progress(stage, sum(n for k, n in enumerate(dialogues) if k not in left[j]), sum(dialogues))
         if not left[j]:
-            _commit(store, writers[j], stage, time.monotonic() - began)
+            _commit(store, writers[j], stage, time.monotonic() - began, experiment)
 
     def tell(done: Done) -> None:
         left[done.job].discard(done.part)
@@ -203,16 +206,16 @@ def ask_all(
     for j in left:
         said(j)
     if parts := [Done(j, k) for j in left for k in sorted(left[j])]:
-        asker = (store, tuple(providers.values()), in_flight, jobs)
+        asker = (store, tuple(providers.values()), in_flight, jobs, experiment)
         if workers:
             _in_ray(asker, parts, workers, tell)
         else:
             _here(asker, parts, tell)
 
 
-def _commit(store: Store, writer: Writer, stage: Stage, wall_s: float) -> None:
+def _commit(store: Store, writer: Writer, stage: Stage, wall_s: float, experiment: str) -> None:
     try:
-        writer.commit(made={"wall_s": round(wall_s, 3)})
+        writer.commit(made={"wall_s": round(wall_s, 3), "experiment": experiment})
     except FileExistsError:  # another run of this stage was first: it had the same parts, and the artifact is the same
         assert store.done(stage)
 

@@ -191,3 +191,13 @@ def test_looking_leaves_nothing_behind(files: Files) -> None:
     with Ledger(files) as ledger:
         assert ledger.get(KEYS[0]) is None
     assert files.list("", recursive=True) == []
+
+
+def test_a_line_says_who_paid_and_old_lines_stay_readable(files: Files) -> None:
+    with Ledger(files) as old:
+        old.record(request(0), Answer("before names were kept"))
+    with Ledger(files, experiment="paper") as ledger:
+        ledger.record(request(1), Answer("named"))
+        path = journal(files, ledger)
+        assert json.loads(path.read_text())["experiment"] == "paper"
+        assert [ledger.get(k).paid_by for k in KEYS[:2]] == ["", "paper"]  # type: ignore[union-attr]
