@@ -1,0 +1,69 @@
+"""What a lowered experiment is made of, for people: lessons, cells, and the names that they go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from empathy.experiment import Regime
+from empathy.specs import MethodSpec
+from empathy.stages import Stage
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is to learn, apart from who learns it: a method, whose replies, and which strategy.
+
+    `learned` are the replies to become like, `initial` what they improved on (method 3).
+    """
+
+    method: MethodSpec
+    teacher: str | None
+    strategy: str | None
+    learned: Stage | None
+    initial: Stage | None = None
+
+    @property
+    def name(self) -> str:
+        parts = {"method": self.method.type, "teacher": self.teacher, "strategy": self.strategy}
+        return " ".join(f"{k}={v}" for k, v in parts.items() if v)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained student of the grid."""
+
+    slot: str
+    student: str
+    regime: Regime
+    seed: int
+    lesson: Lesson
+    checkpoint: Stage
+    replies: Stage
+
+    @property
+    def name(self) -> str:
+        return f"student={self.student} regime={self.regime} {self.lesson.name} seed={self.seed}"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The graph: `report` stands on everything; `cells` and `bases` (student name -> its base checkpoint) are for
+    people."""
+
+    report: Stage
+    cells: tuple[Cell, ...]
+    bases: dict[str, Stage]
+    checkpoints: dict[str, Stage] = field(default_factory=dict)
+    """Every checkpoint by the name that `empathy serve` takes."""
+
+
+def served_names(cells: Iterable[Cell], bases: Mapping[str, Stage], seeds: int) -> dict[str, Stage]:
+    """ "tiny" is a base; "tiny-sft-direct-gpt-4" a student, with its seed when the grid has several (`seeds`)."""
+    names = dict(bases)
+    for cell in cells:
+        lesson = cell.lesson
+        parts = [cell.student, cell.regime.replace("+", "-"), lesson.method.type, lesson.teacher, lesson.strategy]
+        parts += [f"seed{cell.seed}"] if seeds > 1 else []
+        names["-".join(p for p in parts if p)] = cell.checkpoint
+    return names
