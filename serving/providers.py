@@ -126,7 +126,7 @@ class Retry:
 
 
 _ROW_ONLY = {400, 413, 422}
-_MEND = {
+MEND = {
     401: "the key was not accepted; check {secret}",
     402: "the balance is used up (or the plan does not cover this); {secret} names the account",
     403: "this key may not use the model; check {secret} and the account's access",
@@ -140,11 +140,11 @@ def read_reply(
     """What an HTTP response means. Raises ProviderStopped when no further request will be answered either."""
     if status == 200:
         return _completion(raw)
-    said = _message(raw)
+    said = message(raw)
     if status == 429 and "insufficient_quota" in said:
         status = 402
-    if status in _MEND:
-        hint = _MEND[status].format(secret=provider.secret_named, model=request.model)
+    if status in MEND:
+        hint = MEND[status].format(secret=provider.secret_named, model=request.model)
         raise ProviderStopped(f"{provider.named} answered {status}: {hint}. It said: {said}")
     if status in _ROW_ONLY:
         return Answer("", "refused", refused=f"HTTP {status}: {said}")
@@ -180,7 +180,7 @@ def _completion(raw: bytes) -> Answer | Retry:
     )
 
 
-def _message(raw: bytes) -> str:
+def message(raw: bytes) -> str:
     """The error's text, short."""
     try:
         error = orjson.loads(raw)["error"]
