@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import profile as profiles
@@ -10,42 +11,52 @@ from cluster.profile import Profile
 from cluster.progress import Progress
 from empathy import experiment, report
 from empathy.experiment import Experiment
-from empathy.lower import Lowered, lower
+from empathy.lower import Lowered
 from empathy.records import Estimate
-from empathy.stages import missing
+from empathy.stages import Stage, missing
 from empathy.store import Store
+from jobs import choose
 
 
-def run(file: str, on: str | None, store_url: str | None) -> int:
+def run(
+    file: str,
+    on: str | None,
+    store_url: str | None,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    max_usd: float | None = None,
+) -> int:
     """Make what is missing and show the report. Raises ValueError, before anything is spent, for what the user can
     mend."""
+    choose.check_max_usd(max_usd)
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
-    lowered = lower(x)
+    lowered = choose.lowered(x, only)
+    targets = choose.targets(lowered, until)
     store = profile.open_store()
     store.files.probe()
-    if missing([lowered.report], store.done):
-        made = _make(x, lowered, store, profile)
+    if missing(targets, store.done):
+        made = _make(x, targets, store, profile)
         print(f"made {made} stages in {store.url}", file=sys.stderr)
     else:
         print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
-    return _show(x, lowered, store, file, profile)
+    return _show(x, lowered, store, file, profile) if until is None else 0
 
 
-def _make(x: Experiment, lowered: Lowered, store: Store, profile: Profile) -> int:
+def _make(x: Experiment, targets: list[Stage], store: Store, profile: Profile) -> int:
     from cluster import providers, runner
 
-    to_make = missing([lowered.report], store.done)
+    to_make = missing(targets, store.done)
     with providers.ready(to_make, profile) as places:
-        return runner.run([lowered.report], runner.Context(store, profile, Progress(), places, x.name))
+        return runner.run(targets, runner.Context(store, profile, Progress(), places, x.name))
 
 
-def show(file: str, on: str | None, store_url: str | None) -> int:
+def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] = ()) -> int:
     """Write report.html anew. Raises ValueError when the experiment is not finished in this store."""
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
     store = profile.open_store()
-    lowered = lower(x)
+    lowered = choose.lowered(x, only)
     left = missing([lowered.report], store.done)
     if left:
         raise ValueError(

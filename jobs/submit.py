@@ -11,13 +11,14 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import profile as profiles
 from empathy import experiment
-from empathy.lower import lower
 from empathy.stages import missing
+from jobs import choose
 
 if TYPE_CHECKING:  # Ray is slow to load
     from ray.job_submission import JobSubmissionClient
@@ -48,11 +49,21 @@ def _pack(target: Path, files: list[Path]) -> None:
         )
 
 
-def entrypoint(file: str, on: str | None, profile: profiles.Profile) -> str:
+def entrypoint(
+    file: str,
+    on: str | None,
+    profile: profiles.Profile,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    max_usd: float | None = None,
+) -> str:
     """The command that the cluster runs in the shipped folder."""
     words = [profile.ray.python, "-m", "jobs.run", Path(file).name, "--store", profile.store]
     if on is not None:
         words += ["--on", Path(on).name]
+    words += [f"--only={pattern}" for pattern in only]
+    words += [f"--until={until}"] if until is not None else []
+    words += [f"--max-usd={max_usd:g}"] if max_usd is not None else []
     return shlex.join(words)
 
 
@@ -80,31 +91,43 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def submit(file: str, on: str | None, store_url: str | None, address: str | None, wait: bool) -> int:
+def submit(
+    file: str,
+    on: str | None,
+    store_url: str | None,
+    address: str | None,
+    wait: bool,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    max_usd: float | None = None,
+) -> int:
     """Ship, start, follow the log, draw the report. The exit code is the job's.
 
-    Raises ValueError, before anything is sent, for a wrong file and for a cluster that does not let us in.
+    Raises ValueError, before anything is sent, for a wrong file or choice and for a cluster that does not let us in.
     """
     from jobs import run
 
+    choose.check_max_usd(max_usd)
     profile = profiles.load(on, store_url)
-    lowered = lower(experiment.load(file))
+    targets = choose.targets(choose.lowered(experiment.load(file), only), until)
     store = profile.open_store()
     store.files.probe()
-    print(f"{len(missing([lowered.report], store.done))} stages to make in {store.url}", file=sys.stderr)
+    print(f"{len(missing(targets, store.done))} stages to make in {store.url}", file=sys.stderr)
     client = _client(address)
     with tempfile.TemporaryDirectory() as folder:
         _pack(Path(folder), [Path(file)] + ([Path(on)] if on and Path(on).is_file() else []))
         places = {name: os.environ[name] for name in SHIPPED_PLACES if name in os.environ}
         job = client.submit_job(
-            entrypoint=entrypoint(file, on, profile),
+            entrypoint=entrypoint(file, on, profile, only, until, max_usd),
             runtime_env={"working_dir": folder, "env_vars": places},
             metadata={"experiment": Path(file).stem},
         )
     print(job)
     if not wait:
         return 0
-    return run.show(file, on, store_url) if _follow(client, job) else 1  # the job drew it on the cluster
+    if not _follow(client, job):
+        return 1
+    return run.show(file, on, store_url, only) if until is None else 0  # the job drew it on the cluster
 
 
 def _follow(client: JobSubmissionClient, job: str) -> bool:

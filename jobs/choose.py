@@ -1,0 +1,43 @@
+"""Which part of an experiment is meant: `--only PATTERN` chooses arms, `--until KIND` how far they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from empathy.experiment import Experiment
+from empathy.lower import Lowered, lower
+from empathy.specs import RepliesSpec, Student
+from empathy.stages import Stage, walk
+
+UNTIL = ("dialogues", "replies", "examples", "checkpoint", "logprobs", "verdicts")
+"""Where a run may stop. "replies" are those of teachers and of the data: what students answer comes with "verdicts"."""
+
+
+def check_until(until: str | None) -> None:
+    """Raises ValueError for a kind that a run cannot stop at."""
+    if until is not None and until not in UNTIL:
+        raise ValueError(f"--until {until}: no such kind to stop at; there are {', '.join(UNTIL)}")
+
+
+def check_max_usd(max_usd: float | None) -> None:
+    """Raises ValueError for an amount that cannot be spent."""
+    if max_usd is not None and not 0 <= max_usd < float("inf"):
+        raise ValueError(f"--max-usd {max_usd}: must be an amount of US dollars, 0 or more")
+
+
+def lowered(x: Experiment, only: Sequence[str] = ()) -> Lowered:
+    """The experiment's graph, or that of the arms which match one of the patterns. Raises ValueError when none does."""
+    return lower(x, only=tuple(only)) if only else lower(x)
+
+
+def targets(graph: Lowered, until: str | None = None) -> list[Stage]:
+    """What is to be finished: the report, or all stages of a kind. What those stand on is made too, as far as missing:
+    a DPO checkpoint needs the log-probabilities of its reference."""
+    check_until(until)
+    if until is None:
+        return [graph.report]
+    return [s for s in walk([graph.report]) if s.kind == until and not _by_student(s)]
+
+
+def _by_student(stage: Stage) -> bool:
+    return isinstance(stage.spec, RepliesSpec) and isinstance(stage.spec.responder, Student)
