@@ -6,11 +6,14 @@ needs and never looks for what another arm already has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
 
 from empathy import dialogues
-from empathy.experiment import Experiment
-from empathy.lower.cells import Cell, Lesson, Lowered, served_names
+from empathy.experiment import Experiment, Regime
+from empathy.lower.cells import Cell, Lesson, Lowered, cell_name, served_names
 from empathy.lower.judging import compared
 from empathy.lower.lessons import Lessons
 from empathy.lower.students import Students
@@ -20,15 +23,53 @@ from empathy.stages import Stage
 __all__ = ["Cell", "Lesson", "Lowered", "lower"]
 
 
-def lower(experiment: Experiment) -> Lowered:
-    """The graph of an experiment. Reads sources to hash their content, and nothing else. Raises ValueError."""
-    return _Lowering(experiment).lower()
+def lower(experiment: Experiment, only: Sequence[str] = ()) -> Lowered:
+    """The graph of an experiment. Reads sources to hash their content, and nothing else.
+
+    `only` keeps the cells whose name ("student=llama regime=sft method=direct teacher=gpt-4 seed=0") one of the
+    patterns matches, as a glob or as a part of it; their stages have the keys that they have in the whole grid. Raises
+    ValueError for what a user can mend, such as a pattern that matches no cell.
+    """
+    return _Lowering(experiment, only).lower()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A cell before its stages."""
+
+    student: str
+    lesson: Lesson
+    regime: Regime
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.student, self.regime, self.lesson, self.seed)
+
+
+def _wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> list[_Wanted]:
+    """The cells of the grid that `only` matches, by student, lesson, regime and seed."""
+    grid = [
+        _Wanted(*values)
+        for values in product(x.student_names, lessons, x.grid.regime, x.grid.seed)
+        if values[1].method.type != "human" or values[2] == "sft"  # no teacher, no pairs
+    ]
+    grid = list({w.name: w for w in grid}.values())  # an arm that the file names twice is one arm
+    names = [w.name for w in grid]
+    for pattern in only:
+        if not any(_matches(name, pattern) for name in names):
+            raise ValueError(f"only = {pattern!r}: matches no cell; there are\n  " + "\n  ".join(names))
+    return [w for w in grid if not only or any(_matches(w.name, pattern) for pattern in only)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return pattern in name or fnmatchcase(name, pattern)
 
 
 class _Lowering:
     """The inputs of the report, slot by slot (`empathy.report.cells` reads them back)."""
 
-    def __init__(self, x: Experiment):
+    def __init__(self, x: Experiment, only: Sequence[str]):
         data = x.data
         self.x = x
         self.dialogues = dialogues.stage(
@@ -37,29 +78,26 @@ class _Lowering:
         self.lessons = Lessons(x, self.dialogues)
         self.students = Students(x, self.lessons)
         self.human = self.lessons.recorded("human")
+        self.wanted = _wanted(x, list(self.lessons), only)
         self.inputs: dict[str, Stage] = {"dialogues": self.dialogues, "human:replies": self.human}
         self.names: dict[str, str] = {}
         self.cells: list[Cell] = []
         self.bases: dict[str, Stage] = {}
 
     def lower(self) -> Lowered:
-        lessons = list(self.lessons)
+        lessons = list({w.lesson.name: w.lesson for w in self.wanted}.values())
+        number = {lesson.name: j for j, lesson in enumerate(lessons)}
         heldout = [{o: self.lessons.examples(n, o, "heldout") for o in ("sft", "dpo")} for n in lessons]
         for j, lesson in enumerate(lessons):
             self._taught(j, lesson, heldout[j])
-        for k, student in enumerate(self.x.student_names):
-            base = self._base(k, student)
-            for j, lesson in enumerate(lessons):
-                self._scores(f"base{k}", self.bases[student], j, lesson, heldout[j])
-                for regime, seed in product(self.x.grid.regime, self.x.grid.seed):
-                    if lesson.method.type == "human" and regime != "sft":
-                        continue  # no teacher, no pairs
-                    slot, label = f"a{len(self.cells):03d}", f"{student} {regime} {lesson.name} seed={seed}"
-                    tuned = self.students.tuned(self.bases[student], lesson, regime, seed, label)
-                    replies = self.students.answers(tuned, f"{label} answers")
-                    cell = Cell(slot, student, regime, seed, lesson, tuned, replies)
-                    self._cell(cell, j, {f"base{k}": base})
-                    self._scores(slot, tuned, j, lesson, heldout[j])
+        for k, student in enumerate(dict.fromkeys(w.student for w in self.wanted)):
+            base, mine = self._base(k, student), [w for w in self.wanted if w.student == student]
+            for j in dict.fromkeys(number[w.lesson.name] for w in mine):
+                self._scores(f"base{k}", self.bases[student], j, lessons[j], heldout[j])
+            for wanted in mine:
+                cell, j = self._cell(wanted), number[wanted.lesson.name]
+                self._compared(cell, j, {f"base{k}": base})
+                self._scores(cell.slot, cell.checkpoint, j, cell.lesson, heldout[j])
         r = self.x.report
         spec = ReportSpec(bootstrap=r.bootstrap, seed=r.seed, examples_shown=r.examples_shown)
         report = Stage(spec, self.inputs, locator=self.names, label="report")
@@ -82,15 +120,27 @@ class _Lowering:
         self.inputs |= {f"base{k}:checkpoint": base, f"base{k}:replies": replies}
         return replies
 
-    def _cell(self, cell: Cell, j: int, base: dict[str, Stage]) -> None:
+    def _cell(self, wanted: _Wanted) -> Cell:
+        slot, label = (
+            f"a{len(self.cells):03d}",
+            f"{wanted.student} {wanted.regime} {wanted.lesson.name} seed={wanted.seed}",
+        )
+        tuned = self.students.tuned(self.bases[wanted.student], wanted.lesson, wanted.regime, wanted.seed, label)
+        replies = self.students.answers(tuned, f"{label} answers")
+        cell = Cell(slot, wanted.student, wanted.regime, wanted.seed, wanted.lesson, tuned, replies)
         self.cells.append(cell)
-        self.names[cell.slot] = cell.name
-        self.inputs |= {f"{cell.slot}:checkpoint": cell.checkpoint, f"{cell.slot}:replies": cell.replies}
-        taught = cell.lesson.learned if cell.lesson.teacher else None
-        there = {"base": base, "human": {"human": self.human}, "teacher": {f"teacher:{j}": taught} if taught else {}}
-        opponents = {
-            slot: replies for name in there if name in self.x.judge.opponents for slot, replies in there[name].items()
-        }
+        self.names[slot] = cell.name
+        self.inputs |= {f"{slot}:checkpoint": tuned, f"{slot}:replies": replies}
+        return cell
+
+    def _compared(self, cell: Cell, j: int, base: dict[str, Stage]) -> None:
+        wanted, opponents = self.x.judge.opponents, dict[str, Stage]()
+        if "base" in wanted:
+            opponents |= base
+        if "human" in wanted:
+            opponents["human"] = self.human
+        if "teacher" in wanted and cell.lesson.teacher and cell.lesson.learned:
+            opponents[f"teacher:{j}"] = cell.lesson.learned
         self.inputs |= compared(self.x, self.dialogues, cell, opponents)
 
     def _scores(self, slot: str, checkpoint: Stage, j: int, lesson: Lesson, heldout: dict[str, Stage]) -> None:

@@ -29,6 +29,11 @@ class Lesson:
         return " ".join(f"{k}={v}" for k, v in parts.items() if v)
 
 
+def cell_name(student: str, regime: Regime, lesson: Lesson, seed: int) -> str:
+    """What people call a cell: its factors, as the report reads them back."""
+    return f"student={student} regime={regime} {lesson.name} seed={seed}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One trained student of the grid."""
@@ -43,7 +48,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"student={self.student} regime={self.regime} {self.lesson.name} seed={self.seed}"
+        return cell_name(self.student, self.regime, self.lesson, self.seed)
 
 
 @dataclass(frozen=True)

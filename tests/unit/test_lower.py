@@ -138,3 +138,33 @@ def test_shipped_experiments_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_write_dialogues_is_what_the_tests_think(tmp_path: Path) -> None:
     lines = write_dialogues(tmp_path / "d.jsonl", 6).read_text().splitlines()
     assert [line.count('"human": 3') for line in lines] == [0, 0, 1, 0, 0, 1]
+
+
+def test_only_keeps_matching_cells_and_their_keys(tmp_path: Path) -> None:
+    arms = [{"method": "improve_human", "strategy": ["naive", "all_three"]}]
+    whole = lower(tiny(tmp_path, arms=arms))
+    keys_of = {c.name: c.checkpoint.key for c in whole.cells}
+    for only, expected in {
+        ("strategy=naive",): 2,
+        ("*regime=sft *",): 2,
+        ("strategy=naive", "*regime=sft *"): 3,
+        (whole.cells[0].name,): 1,
+    }.items():
+        cells = lower(tiny(tmp_path, arms=arms), only=only).cells
+        assert len(cells) == expected
+        assert {c.name: c.checkpoint.key for c in cells}.items() <= keys_of.items()
+    one = lower(tiny(tmp_path, arms=arms), only=["strategy=naive"])
+    assert not [s.label for s in stages(one) if "all_three" in s.label]
+    assert keys(one) - keys(whole) == {one.report.key}
+
+
+def test_only_that_matches_nothing_names_the_cells(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"only = 'strategy=naiv\*': matches no cell; there are\n  .*\n.*regime=sft\+dpo method=direct"
+    ):
+        lower(tiny(tmp_path), only=["method=direct", "strategy=naiv*"])
+
+
+def test_an_arm_named_twice_is_one_arm(tmp_path: Path) -> None:
+    twice = lower(tiny(tmp_path, arms=[{"method": "direct"}, {"method": ["direct"]}]))
+    assert twice.report.key == lower(tiny(tmp_path)).report.key
