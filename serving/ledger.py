@@ -4,7 +4,8 @@ Three rules make it hold.
 1. A reply is written to its writer's journal the moment it arrives (`serving.journals`), and only completed replies
 are.
 2. A request is sent only by who claimed its key first (`serving.claims`); everybody else waits for that writer's reply.
-3. A claim ends with its reply, when its holder gives up, or when its holder is dead (`serving.presence`).
+3. A claim ends with its reply, when its holder gives up, or when its holder is dead (`serving.presence`). A batch at a
+provider holds its claims itself, until its note is closed (`serving.batch_notes`).
 
 `Ledger` does blocking I/O and is driven by one thread at a time, except `get` and `record`, which may run beside it.
 `serving.claiming` speaks to it for coroutines.
@@ -23,6 +24,7 @@ import orjson
 
 from empathy.files import Files
 from empathy.requests import Answer, Request
+from serving.batch_notes import is_batch, keepers
 from serving.claims import Claims
 from serving.journals import open_journals
 from serving.presence import STALE_S, Presence
@@ -30,6 +32,15 @@ from serving.presence import STALE_S, Presence
 _SIZE_BITS = 26  # a line is shorter than 64 MiB
 _BEGINS = b'{"key":"'
 _KEY = slice(8, 48)  # of a line: 40 hex digits
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is left of a request when only its key is known: its reply came out of a batch of an earlier process."""
+
+    key: str
+    provider: str
+    model: str
 
 
 @dataclass(frozen=True)
@@ -55,13 +66,15 @@ class Ledger:
         self.writer = uuid.uuid4().hex[:16]
         self._places: dict[bytes, int] = {}
         self._journals = open_journals(files, self.writer)
-        self._claims = Claims(files, self.writer, self._tail)
+        self._files, self._loaded = files, False
+        self._claims = Claims(files, self.writer, self._read_last)
         self._presence = Presence(files, self.writer, self._journals.flush, stale_s)
         self._claims.load()
         for (
             writer
         ) in self._journals.writers():  # after the claims: a claim that a snapshot leaves out has its reply here
             self._tail(writer)
+        self._loaded = True
 
     # ---------------------------------------------------------------- replies
 
@@ -89,8 +102,12 @@ class Ledger:
             paid_by=line.get("experiment", ""),
         )
 
-    def record(self, request: Request, answer: Answer) -> None:
-        """Keep a completed reply. Raises OSError when it cannot be written: then nothing more should be bought."""
+    def record(
+        self, request: Request | Asked, answer: Answer, experiment: str | None = None, price: float = 1.0
+    ) -> None:
+        """Keep a completed reply. `experiment` is who paid, if not ours; `price` the share of the model's price that
+        was paid (a batch costs about half). Raises OSError when it cannot be written: then nothing more should be bought."""
+        payer = self.experiment if experiment is None else experiment
         line = orjson.dumps(
             {
                 "key": request.key,
@@ -105,7 +122,8 @@ class Ledger:
                 "attempts": answer.attempts,
                 "at": round(time.time(), 3),
             }
-            | ({"experiment": self.experiment} if self.experiment else {}),
+            | ({"experiment": payer} if payer else {})
+            | ({"price": price} if price != 1 else {}),
             option=orjson.OPT_APPEND_NEWLINE,
         )
         self._index(request.key, self._journals.append(line), len(line))
@@ -131,12 +149,22 @@ class Ledger:
                     self._index(line[_KEY].decode(), place, len(line))
                 place += len(line)
 
+    def _read_last(self, holder: str) -> None:
+        """Read what a dead holder wrote. A batch's replies are in the journals of those who looked after it."""
+        if not is_batch(holder):
+            self._tail(holder)
+        elif self._loaded:  # else all journals are read after the claims
+            writers = keepers(self._files, holder)
+            for writer in self._journals.writers() if writers is None else writers:
+                self._tail(writer)
+
     # ---------------------------------------------------------------- claims
 
-    def claim(self, keys: Sequence[str]) -> set[str]:
+    def claim(self, keys: Sequence[str], batch: str | None = None) -> set[str]:
         """Those of `keys` that are ours to ask from now on: no reply, and nobody alive holds them. One record for all.
 
-        The others have their reply by now (`key in ledger`) or are held by somebody: ask again in a while.
+        The others have their reply by now (`key in ledger`) or are held by somebody: ask again in a while. With `batch`
+        (a holder's name, whose note is open) they are claimed for it, and stay so without this process.
         """
         self._presence.announce()
         self._claims.refresh()
@@ -145,7 +173,8 @@ class Ledger:
             free = [k for k in keys if k not in self and self._claims.owner(k) in (None, *dead)]
             if not free:
                 return set()
-            if self._claims.append({"keys": free} | ({"dead": dead} if dead else {})):
+            by = {"writer": batch} if batch else {}
+            if self._claims.append(by | {"keys": free} | ({"dead": dead} if dead else {})):
                 self._snapshot()
                 return set(free)
 
@@ -154,8 +183,20 @@ class Ledger:
         holders = {o for k in keys if (o := self._claims.owner(k)) is not None and o != self.writer}
         dead = sorted(o for o in holders if not self._presence.alive(o))
         for holder in holders:  # after the look at who lives: what a dead one wrote last is read
-            self._tail(holder)
+            if holder in dead:
+                self._read_last(holder)
+            elif not is_batch(holder):
+                self._tail(holder)
         return dead
+
+    def held_by(self, holder: str) -> set[str]:
+        """What a batch has claimed that is, as far as we know, not answered."""
+        return set(self._claims.held(holder))
+
+    def end(self, holder: str) -> None:
+        """A batch's note is closed: what it claimed and did not answer is free."""
+        while self._claims.held(holder) and not self._claims.append({"dead": [holder]}):
+            pass
 
     def holds(self, key: str) -> bool:
         """Whether the key is still ours to ask (others may have taken us for dead)."""
@@ -179,7 +220,8 @@ class Ledger:
     def _snapshot(self) -> None:
         if self._claims.snapshot_due:
             for holder in self._claims.holders():
-                self._tail(holder)
+                if not is_batch(holder):
+                    self._tail(holder)
             self._claims.snapshot()
 
     # ---------------------------------------------------------------- ends and sums

@@ -2,7 +2,8 @@
 
 `ledger/writers/NAME.json` says which process a writer is; `NAME.beat` is rewritten every few seconds. A writer is dead
 when its process is gone (seen from the same machine: at once) or when its beat has not changed for `STALE_S` seconds
-of the observer's own clock, so that clocks need not agree.
+of the observer's own clock, so that clocks need not agree. A batch at a provider (`serving.batch_notes`) claims in
+its own name, and lives as long as its note is open, with or without a process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from empathy.files import Files
+from serving.batch_notes import is_batch, is_open
 
 FOLDER = "ledger/writers"
 BEAT_S, STALE_S = 5.0, 60.0
@@ -53,6 +55,7 @@ class Presence:
         self._identities: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         self._looked: dict[str, float] = {}
+        self._closed: set[str] = set()
         self._machine = machine()
         self._beats = 0
         self.beaten_at = now_s()
@@ -101,6 +104,8 @@ class Presence:
         """Whether a reply of `writer` may still come."""
         if writer == self.writer:
             return True
+        if is_batch(writer):
+            return self._is_open(writer)
         if writer not in self._identities:
             data = self._files.read_or_none(f"{FOLDER}/{writer}.json")
             if data is None:
@@ -114,6 +119,15 @@ class Presence:
         ):
             return False
         return self._beats_on(writer)
+
+    def _is_open(self, batch: str) -> bool:
+        """Looked up every few seconds: a batch takes minutes at least."""
+        now = now_s()
+        if now - self._looked.get(batch, -BEAT_S) >= BEAT_S:
+            self._looked[batch] = now
+            if not is_open(self._files, batch):
+                self._closed.add(batch)
+        return batch not in self._closed
 
     def _beats_on(self, writer: str) -> bool:
         now = now_s()
