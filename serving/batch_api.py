@@ -1,4 +1,4 @@
-"""The control calls of an OpenAI-shaped batch API: upload a file of requests, create a batch, look at it, fetch results.
+"""The control calls of an OpenAI-shaped batch API: upload requests, create a batch, look at it, fetch results.
 
 What can heal is tried again with a bound; only `create` is not, because a second one would be a second bill.
 """
@@ -127,7 +127,7 @@ class BatchApi:
 
     async def upload(self, path: Path, name: str) -> str:
         """Upload a file of requests; its id. Uploading again costs nothing. Raises TooLarge."""
-        seconds = self.provider.timeout_s + path.stat().st_size / SLOWEST_UPLOAD_BYTES_S
+        seconds = self.provider.timeout_s + os.path.getsize(path) / SLOWEST_UPLOAD_BYTES_S  # noqa: ASYNC240 (one stat)
 
         async def once() -> str | Retry:
             with open(path, "rb") as stream:  # noqa: ASYNC230 (aiohttp reads it in a thread)
@@ -204,7 +204,7 @@ class BatchApi:
         await self._persist(f"GET /files/{file}/content", once)
 
     async def discard(self, file: str) -> None:
-        """Delete a file that is not needed any more: accounts have a limit on what they keep. A courtesy, tried once."""
+        """Delete a file that is not needed any more: what an account keeps is limited. A courtesy, tried once."""
         try:
             async with self._send("DELETE", f"/files/{file}", self.provider.timeout_s):
                 pass
@@ -217,8 +217,8 @@ class BatchApi:
     async def _send(self, method: str, path: str, seconds: float | None, **options: Any) -> AsyncIterator[Any]:
         assert self._session is not None, "entered"
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=30, sock_read=seconds or self.provider.timeout_s)
-        options = {"allow_redirects": False, "timeout": timeout} | options
-        async with self._session.request(method, self._base + path, **options) as response:
+        given: dict[str, Any] = {"allow_redirects": False, "timeout": timeout} | options
+        async with self._session.request(method, self._base + path, **given) as response:
             yield response
 
     async def _json(self, response: aiohttp.ClientResponse) -> Any | Retry:

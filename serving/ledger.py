@@ -105,8 +105,10 @@ class Ledger:
     def record(
         self, request: Request | Asked, answer: Answer, experiment: str | None = None, price: float = 1.0
     ) -> None:
-        """Keep a completed reply. `experiment` is who paid, if not ours; `price` the share of the model's price that
-        was paid (a batch costs about half). Raises OSError when it cannot be written: then nothing more should be bought."""
+        """Keep a completed reply. Raises OSError when it cannot be written: then nothing more should be bought.
+
+        `experiment` is who paid, if not ours; `price` the share of the model's price that was paid (a batch costs half).
+        """
         payer = self.experiment if experiment is None else experiment
         line = orjson.dumps(
             {
