@@ -181,9 +181,10 @@ def ask_all(
     in_flight: int,
     progress: Report,
     experiment: str = "",
+    committed: Callable[[Stage], None] = lambda stage: None,
 ) -> None:
     """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
-    one). `experiment` is the name under which the ledger notes who paid.
+    one). `experiment` is the name under which the ledger notes who paid; `committed` hears of each finished stage.
 
     Each stage is committed when its last part is there. Raises ValueError for a missing key or a provider that stopped,
     ConnectionError for one that is down, OSError for a store that fails; what was answered is kept.
@@ -198,6 +199,7 @@ def ask_all(
         progress(stage, sum(n for k, n in enumerate(dialogues) if k not in left[j]), sum(dialogues))
         if not left[j]:
             _commit(store, writers[j], stage, time.monotonic() - began, experiment)
+            committed(stage)
 
     def tell(done: Done) -> None:
         left[done.job].discard(done.part)
