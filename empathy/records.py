@@ -174,6 +174,32 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What a rubric judge gives to one reply: the means of its calls, 1 to 5 a dimension; `overall` is their mean.
+
+    All four are None unless `status` is "ok": an unreadable score is no number, and a reply without one is unrated.
+    `raw` is what each call that was read said, in order; of a reply that was not scored, what could not be read.
+    """
+
+    id: str
+    dialogue_id: str
+    group: str
+    judge: str
+    sample: int
+    status: VerdictStatus
+    overall: float | None = None
+    cognitive: float | None = None
+    affective: float | None = None
+    compassionate: float | None = None
+    raw: tuple[str, ...] = ()
+    model_served: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    attempts: int = 0
+    words: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """A number of the report with its interval and what it rests on. None where it could not be known.
 
