@@ -73,11 +73,12 @@ class Engine(Section):
 
 
 class Gpu(Section):
-    """What plans assume of an accelerator: its dense peak in the training precision, and the share of it that is
-    reached (model FLOPs utilisation). The defaults are an H100 in bf16."""
+    """What plans assume of an accelerator: its dense peak in the training precision, the share of it that training
+    reaches (model FLOPs utilisation), and its memory bandwidth. The defaults are an H100 SXM in bf16."""
 
     tflops: float = Field(989, gt=0)
     mfu: float = Field(0.4, gt=0, le=1)
+    gb_per_s: float = Field(3350, gt=0)
 
 
 class ProviderPlace(Section):
