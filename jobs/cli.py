@@ -11,24 +11,21 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from jobs import choose
+
 Command = Callable[[argparse.Namespace], int]
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from cluster import profile
-    from empathy import experiment, lower
     from jobs import plan
 
-    x = experiment.load(args.file)
-    store = profile.load(args.on, args.store).open_store()
-    print(plan.text(x, lower.lower(x), store))
-    return 0
+    return plan.plan(args.file, args.on, args.store, args.only, args.until, args.max_usd, args.all)
 
 
 def _run(args: argparse.Namespace) -> int:
     from jobs import run
 
-    return run.run(args.file, args.on, args.store)
+    return run.run(args.file, args.on, args.store, args.only, args.until, args.max_usd)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -40,13 +37,28 @@ def _report(args: argparse.Namespace) -> int:
 def _submit(args: argparse.Namespace) -> int:
     from jobs import submit
 
-    return submit.submit(args.file, args.on, args.store, args.address, wait=not args.no_wait)
+    return submit.submit(
+        args.file,
+        args.on,
+        args.store,
+        args.address,
+        wait=not args.no_wait,
+        only=args.only,
+        until=args.until,
+        max_usd=args.max_usd,
+    )
 
 
 def _trace(args: argparse.Namespace) -> int:
     from jobs import trace
 
-    return trace.trace(args.dialogue, args.file, args.on, args.store)
+    return trace.trace(args.dialogue, args.file, args.on, args.store, args.arm)
+
+
+def _ledger(args: argparse.Namespace) -> int:
+    from jobs import ledger
+
+    return ledger.ledger(args.on, args.store)
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -85,15 +97,28 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(action=action)
         return command
 
-    add("plan", _plan, "say what a run would do, and do nothing")
-    add("run", _run, "make what is missing, down to the report")
-    submit = add("submit", _submit, "run on a Ray cluster as a Ray job")
+    def chosen(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command.add_argument(
+            "--only", metavar="PATTERN", action="append", default=[], help="arms whose name matches; may be repeated"
+        )
+        command.add_argument("--until", metavar="KIND", help=f"stop after these stages: {', '.join(choose.UNTIL)}")
+        command.add_argument("--max-usd", metavar="X", type=float, help="a hard cap on what this run may spend")
+        return command
+
+    plan = chosen(add("plan", _plan, "say what a run would do, need and cost, and do nothing"))
+    plan.add_argument("--all", action="store_true", help="list every stage with its key")
+    chosen(add("run", _run, "make what is missing, down to the report"))
+    submit = chosen(add("submit", _submit, "run on a Ray cluster as a Ray job"))
     submit.add_argument("--address", help="the cluster's job server, e.g. http://127.0.0.1:8265 (default: RAY_ADDRESS)")
     submit.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     add("report", _report, "write report.html anew from what the store holds")
     trace = add("trace", _trace, "one dialogue's whole life, from raw row to verdict", file=False)
     trace.add_argument("dialogue", help="the dialogue's id")
     trace.add_argument("file", help="the experiment (a TOML file)")
+    trace.add_argument(
+        "--arm", metavar="PATTERN", action="append", default=[], help="arms whose name matches; may be repeated"
+    )
+    add("ledger", _ledger, "what was spent, by experiment, model and day, and what sharing saved", file=False)
     explain = add(
         "explain", _explain, "what an artifact is, and how its key differs from its nearest sibling's", file=False
     )

@@ -1,68 +1,260 @@
-"""What an experiment would do, said before anything is done. Imports neither ray nor torch."""
+"""What an experiment would do, need and cost, said before anything is done. Imports neither ray nor torch."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
+from cluster import profile as profiles
+from cluster.profile import Profile
+from empathy import experiment
 from empathy.experiment import Experiment
-from empathy.lower import Lowered
-from empathy.specs import KINDS, RepliesSpec, VerdictsSpec
-from empathy.specs import Teacher as TeacherReplies
+from empathy.lower import Cell, Lowered
+from empathy.specs import KINDS
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
+from jobs import choose
+from jobs.estimate.calls import Amount, Bill, bills
+from jobs.estimate.compute import work
+from jobs.estimate.held import Held
+from jobs.estimate.sight import Sight
+from jobs.estimate.storage import storage
+from jobs.estimate.view import View
+from serving.ledger import Ledger
+
+MOST_NAMED = 16
 
 
-def asks_a_model(stage: Stage) -> bool:
-    """Whether making the stage sends requests to a teacher or judge."""
-    spec = stage.spec
-    return isinstance(spec, VerdictsSpec) or (
-        isinstance(spec, RepliesSpec) and isinstance(spec.responder, TeacherReplies)
+def plan(
+    file: str,
+    on: str | None,
+    store_url: str | None,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    max_usd: float | None = None,
+    every: bool = False,
+) -> int:
+    """Print the plan of what `run` would do with the same arguments; `every` lists each stage with its key."""
+    choose.check_max_usd(max_usd)
+    x = experiment.load(file)
+    profile = profiles.load(on, store_url)
+    lowered = choose.lowered(x, only)
+    targets = choose.targets(lowered, until)
+    print(text(x, lowered, targets, profile, max_usd, every))
+    return 0
+
+
+def text(
+    x: Experiment,
+    lowered: Lowered,
+    targets: Sequence[Stage],
+    profile: Profile,
+    max_usd: float | None = None,
+    every: bool = False,
+) -> str:
+    """The plan. Raises ValueError for what would stop the run later, such as ratings that a method lacks."""
+    store = profile.open_store()
+    stages = list(walk(targets))
+    finished = store.finished(stages)
+    to_make = missing(targets, lambda stage: stage.key in finished)
+    view = View(stages, finished, store)
+    lines = [
+        f"{x.name}: {x.question}",
+        f"{_cells(x, lowered)}; {len(stages)} stages, {len(to_make)} to make; store {store.url}",
+        "",
+        *_stages(stages, finished, to_make),
+        "",
+        f"the arms share work: {len(list(walk([lowered.report])))} stages instead of {alone(lowered)} if each were run "
+        "alone",
+        "",
+        *_money(_bills(to_make, view, store, profile), max_usd),
+        "",
+        *_machines(to_make, view, profile),
+        *_storage(to_make, view),
+        "",
+        *_sight(lowered, view),
+        "",
+        *_names(lowered, every),
+    ]
+    if every:
+        waiting = {s.key for s in to_make}
+        lines += [
+            "",
+            *(
+                f"  {'to make' if s.key in waiting else 'done   '}  {s.kind:<11} {s.key[:12]}  {s.label}"
+                for s in stages
+            ),
+        ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _cells(x: Experiment, lowered: Lowered) -> str:
+    """ "120 trained students: 20 arms x 3 regimes x 2 students x 1 seed", the factors where they multiply up to it."""
+    cells = lowered.cells
+    factors = [
+        (len({c.lesson.name for c in cells}), "arm"),
+        (len({c.regime for c in cells}), "regime"),
+        (len({c.student for c in cells}), "student"),
+        (len({c.seed for c in cells}), "seed"),
+    ]
+    product = 1
+    for n, _ in factors:
+        product *= n
+    said = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in factors)
+    return f"{len(cells)} trained students" + (f" ({said})" if product == len(cells) else "")
+
+
+def _stages(stages: Sequence[Stage], finished: set[str], to_make: Sequence[Stage]) -> Iterator[str]:
+    total, done, left = (
+        Counter(s.kind for s in some) for some in (stages, [s for s in stages if s.key in finished], to_make)
+    )
+    yield f"{'kind':<12}{'stages':>8}{'done':>8}{'to make':>9}"
+    yield from (f"{kind:<12}{total[kind]:>8}{done[kind]:>8}{left[kind]:>9}" for kind in KINDS if total[kind])
+
+
+def alone(lowered: Lowered) -> int:
+    """How many stages the arms would make in all if each were an experiment of its own."""
+    return sum(len(of_arm(lowered, cell, index)) for index in [_Index(lowered)] for cell in lowered.cells)
+
+
+class _Index:
+    """The report's inputs by slot; what every arm has is under no arm's slot."""
+
+    def __init__(self, lowered: Lowered):
+        self.slots: dict[str, list[Stage]] = {cell.slot: [] for cell in lowered.cells}
+        self.common: list[Stage] = []
+        for name, stage in lowered.report.inputs.items():
+            self.slots.get(name.partition(":")[0], self.common).append(stage)
+        self.replies = {cell.replies.key for cell in lowered.cells}
+
+
+def of_arm(lowered: Lowered, cell: Cell, index: _Index) -> set[str]:
+    """Keys of the stages of an experiment that has this arm alone: its own, what it is measured on, what its base is
+    measured on beside it, and a report."""
+    others = index.replies - {cell.replies.key}
+    own = [s for s in index.slots[cell.slot] if not any(i.key in others for i in s.inputs.values())]
+    needed = {stage.key for stage in walk(own)}
+    for stage in index.common:  # the base's scores on this arm's held-out sets
+        if stage.key not in needed and stage.inputs and all(i.key in needed for i in stage.inputs.values()):
+            needed.add(stage.key)
+    return needed | {lowered.report.key}
+
+
+# ---------------------------------------------------------------- money
+
+
+def _bills(to_make: Sequence[Stage], view: View, store: Store, profile: Profile) -> list[Bill]:
+    if not store.files.list("ledger/replies", recursive=True):
+        return bills(to_make, view, Held(None), profile.price_list)
+    with Ledger(store.files) as ledger:
+        return bills(to_make, view, Held(ledger), profile.price_list)
+
+
+def _money(found: Sequence[Bill], max_usd: float | None) -> Iterator[str]:
+    if not found:
+        yield "calls: none"
+        return
+    yield f"{'calls':<34}{'':<6}{'requests':>10}{'tokens in':>13}{'tokens out':>13}{'US dollars':>12}"
+    for bill in found:
+        for name, amount, what in (("low", bill.low, f"{bill.provider} {bill.model}"), ("high", bill.high, "")):
+            usd = bill.usd(amount)
+            said = "unknown" if usd is None else f"{usd:,.2f}"
+            yield (
+                f"{what:<34}{name:<6}{amount.requests:>10,.0f}{amount.tokens_in:>13,.0f}{amount.tokens_out:>13,.0f}"
+                f"{said:>12}"
+            )
+        yield f"  {_remarks(bill)}"
+    yield _total(found, max_usd)
+
+
+def _remarks(bill: Bill) -> str:
+    price = bill.price
+    if price is None:
+        said = [f'unknown price: add [prices."{bill.model}"] to the profile']
+    elif price.as_of == "always":
+        said = ["no bill: our own"]
+    else:
+        rates = f"${price.usd_per_million_in:g} in, ${price.usd_per_million_out:g} out a million tokens"
+        said = [f"{rates}, as of {price.as_of}"]
+    said += [f"{bill.held:,} answers in the ledger already"] if bill.held else []
+    said += [f"{bill.unlooked} stages not looked up in the ledger"] if bill.unlooked else []
+    said += [f"{bill.unknown} stages unknown until the dialogues are read (--until dialogues)"] if bill.unknown else []
+    return "; ".join(said)
+
+
+def _total(found: Sequence[Bill], max_usd: float | None) -> str:
+    low, high = ([bill.usd(amount) for bill, amount in _ends(found, end)] for end in ("low", "high"))
+    known = [sum(usd for usd in end if usd is not None) for end in (low, high)]
+    at_least = "at least " if None in low or any(bill.unknown for bill in found) else ""
+    said = f"dollars in all: {at_least}{known[0]:,.2f} (low) to {at_least}{known[1]:,.2f} (high)"
+    if max_usd is None:
+        return said
+    enough = "covers the high end" if max_usd >= known[1] and not at_least else "may stop the run before its end"
+    return f"{said}; the cap of {max_usd:,.2f} {enough}"
+
+
+def _ends(found: Sequence[Bill], end: str) -> list[tuple[Bill, Amount]]:
+    return [(bill, bill.low if end == "low" else bill.high) for bill in found]
+
+
+# ---------------------------------------------------------------- machines
+
+
+def _machines(to_make: Sequence[Stage], view: View, profile: Profile) -> Iterator[str]:
+    gpu = profile.gpu
+    yield f"{'students':<12}{'stages':>8}{'tokens':>16}{'GPU-hours':>12}"
+    for name, done in work(to_make, view, profile).items():
+        unknown = f"  {done.unknown} stages unknown" if done.unknown else ""
+        yield f"{name:<12}{done.stages:>8}{done.tokens:>16,.0f}{_hours(done.hours):>12}{unknown}"
+    yield (
+        f"  compute alone, without loading: {gpu.tflops:g} TFLOP/s x {gpu.mfu:g}, {gpu.gb_per_s:g} GB/s ([gpu] of the "
+        "profile); 6N FLOPs a token full, 4N LoRA, 2N scoring"
     )
 
 
-def calls(stage: Stage, store: Store) -> int | None:
-    """The most requests that the stage sends when every first attempt is readable; None while its dialogues are not
-    made."""
-    dialogues = store.find("dialogues", stage.inputs["dialogues"].key)
-    if dialogues is None:
-        return None
-    sides = dialogues.counts
-    if isinstance(stage.spec, VerdictsSpec):
-        orders = 2 if stage.spec.judge.mode == "robust" else 1
-        return sides.get(stage.spec.split, dialogues.rows) * orders * stage.spec.judge.repeats
-    assert isinstance(stage.spec, RepliesSpec)
-    assert isinstance(stage.spec.responder, TeacherReplies)
-    asked = sides.get(stage.spec.split, dialogues.rows) if stage.spec.split else dialogues.rows
-    return asked * len(stage.spec.responder.turns) * stage.spec.responder.samples
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.01 or not hours else f"{hours:.1e}"
 
 
-def text(experiment: Experiment, lowered: Lowered, store: Store) -> str:
-    """The plan as a table."""
-    stages = list(walk([lowered.report]))
-    finished = store.finished(stages)
-    to_make = missing([lowered.report], lambda stage: stage.key in finished)
-    waiting = {s.key for s in to_make}
-    lines = [
-        f"{experiment.name}: {experiment.question}",
-        f"{len(lowered.cells)} trained students, {len(stages)} stages, {len(to_make)} to make; store {store.url}",
-        "",
-        f"{'kind':<12}{'stages':>8}{'to make':>9}{'calls at most':>15}",
-    ]
-    counts, left = Counter(s.kind for s in stages), Counter(s.kind for s in to_make)
-    for kind in KINDS:
-        asked = [calls(s, store) for s in to_make if s.kind == kind and asks_a_model(s)]
-        known = [c for c in asked if c is not None]
-        said = "" if not asked else f"{sum(known):,}" if len(known) == len(asked) else "when read"
-        lines.append(f"{kind:<12}{counts[kind]:>8}{left[kind]:>9}{said:>15}")
-    alone = sum(len(list(walk([c.replies]))) for c in lowered.cells)
-    shared = len(list(walk([c.replies for c in lowered.cells])))
-    lines += [
-        "",
-        f"up to the students' replies, the arms share: {shared} stages instead of {alone} if each were run alone",
-    ]
-    lines += ["", "students: " + ", ".join(lowered.checkpoints)]
-    lines += [
-        "",
-        *(f"  {'to make' if s.key in waiting else 'done   '}  {s.kind:<11} {s.key[:12]}  {s.label}" for s in stages),
-    ]
-    return "\n".join(lines)
+def _storage(to_make: Sequence[Stage], view: View) -> Iterator[str]:
+    need = storage(to_make, view)
+    unknown = f"; {need.unknown} stages unknown" if need.unknown else ""
+    yield f"storage: {_size(need.weights_bytes)} of weights, {_size(need.rows_bytes)} of rows{unknown}"
+
+
+def _size(size_bytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+# ---------------------------------------------------------------- sight, names
+
+
+def _sight(lowered: Lowered, view: View) -> Iterator[str]:
+    corpus = view.corpus(lowered.report.inputs["dialogues"])
+    n = corpus.count("test")
+    if not n:
+        yield "test prompts: unknown until the dialogues are read (--until dialogues)"
+        return
+    sight = Sight.of_groups([d.group for d in corpus.on("test")]) if corpus.whole else Sight(n)
+    groups = f"{sight.clusters} clusters" if sight.clusters is not None else "clusters unknown: the best case"
+    yield (
+        f"{n:,} test prompts ({groups}): a win rate of 50% is known to +-{100 * sight.half_width():.1f} points, of 90% "
+        f"to +-{100 * sight.half_width(0.9):.1f};"
+    )
+    yield (
+        f"  two arms differ visibly (80% power, 95%, paired, one comparison) from {100 * sight.paired(0.9):.1f} points "
+        f"below 90% and {100 * sight.paired(0.5):.1f} below 50%"
+    )
+
+
+def _names(lowered: Lowered, every: bool) -> Iterator[str]:
+    names = list(lowered.checkpoints)
+    shown = names if every or len(names) <= MOST_NAMED else names[:MOST_NAMED]
+    more = f", and {len(names) - len(shown)} more (--all lists them and every stage)" if len(shown) < len(names) else ""
+    yield f"students: {', '.join(shown)}{more}"

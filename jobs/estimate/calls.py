@@ -1,0 +1,129 @@
+"""Requests, tokens and dollars of the stages that ask a teacher or a judge, low and high."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from empathy.specs import RepliesSpec, Teacher, VerdictsSpec
+from empathy.stages import Stage
+from jobs.estimate import CHARS_PER_TOKEN, MESSAGE_TOKENS, TOKENS_PER_WORD, tokens
+from jobs.estimate.held import Held
+from jobs.estimate.view import View, asked_model
+from serving.prices import Price, Prices
+
+JUDGE_TOKENS = {"robust": 120.0, "paper": 12.0}
+"""Tokens of a verdict where none was measured: notes and five fields of JSON, or one line."""
+_PLACEHOLDER = re.compile(r"\{\w+\}|\$\{?\w+\}?")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What is sent and paid for."""
+
+    requests: float = 0.0
+    tokens_in: float = 0.0
+    tokens_out: float = 0.0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(
+            self.requests + other.requests, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
+        )
+
+    def __mul__(self, factor: float) -> Amount:
+        return Amount(self.requests * factor, self.tokens_in * factor, self.tokens_out * factor)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What one model is asked. `held` requests are in the ledger already and not in `low` and `high`; `unknown` stages
+    could not be counted; `unlooked` stages were not looked up in the ledger."""
+
+    provider: str
+    model: str
+    price: Price | None
+    low: Amount
+    high: Amount
+    held: int = 0
+    unknown: int = 0
+    unlooked: int = 0
+
+    def usd(self, amount: Amount) -> float | None:
+        """Dollars; None without a price."""
+        if self.price is None:
+            return None if amount.requests else 0.0
+        return self.price.usd(amount.tokens_in, amount.tokens_out)
+
+
+def bills(to_make: Iterable[Stage], view: View, held: Held, prices: Prices) -> list[Bill]:
+    """One a (provider, model), in the order of first use."""
+    by_model: dict[tuple[str, str], list[Stage]] = defaultdict(list)
+    for stage in to_make:
+        if model := asked_model(stage):
+            by_model[model].append(stage)
+    return [_bill(*model, stages, view, held, prices.of(*model)) for model, stages in by_model.items()]
+
+
+def _bill(provider: str, model: str, stages: list[Stage], view: View, held: Held, price: Price | None) -> Bill:
+    low, high, there, unknown, unlooked = Amount(), Amount(), 0, 0, 0
+    for stage in stages:
+        rows = view.rows(stage)
+        if rows is None:
+            unknown += 1
+            continue
+        found = held.requests(stage, view)
+        unlooked += found is None
+        there += found or 0
+        one_low, one_high = a_row(stage, view)
+        left = max(0.0, rows - (found or 0) / one_low.requests)
+        low, high = low + one_low * left, high + one_high * left
+    return Bill(provider, model, price, low, high, there, unknown, unlooked)
+
+
+def a_row(stage: Stage, view: View) -> tuple[Amount, Amount]:
+    """What one row (a reply, a verdict) takes: as expected, and at most."""
+    return tuple(_verdict(stage, view) if isinstance(stage.spec, VerdictsSpec) else _reply(stage, view))  # type: ignore[return-value]
+
+
+def _reply(stage: Stage, view: View) -> Iterator[Amount]:
+    """A chat of one or several turns; each turn is shown all turns and answers before it."""
+    spec = stage.spec
+    assert isinstance(spec, RepliesSpec)
+    assert isinstance(spec.responder, Teacher)
+    teacher, corpus = spec.responder, view.corpus(stage)
+    filled = {
+        "{dialogue}": tokens(corpus.dialogue_chars),
+        "{reply}": view.reply_tokens(stage.inputs.get("improves"), corpus),
+    }
+    turns = [
+        _text(t) + sum(t.count(name) * size for name, size in filled.items()) + MESSAGE_TOKENS for t in teacher.turns
+    ]
+    system = _text(teacher.system) + MESSAGE_TOKENS if teacher.system else 0.0
+    expected = view.reply_tokens(stage, corpus)
+    for answer in (expected, float(teacher.max_tokens)):
+        shown = [
+            system + sum(turns[: k + 1]) + k * (min(answer, teacher.max_tokens) + MESSAGE_TOKENS)
+            for k in range(len(turns))
+        ]
+        yield Amount(len(turns), sum(shown), len(turns) * answer)
+
+
+def _verdict(stage: Stage, view: View) -> Iterator[Amount]:
+    """One call, or as many attempts as are allowed, each answered at full length about replies at the cap."""
+    spec = stage.spec
+    assert isinstance(spec, VerdictsSpec)
+    judge, corpus = spec.judge, view.corpus(stage)
+    shown = _text(judge.template) + tokens(corpus.dialogue_chars) + 2 * MESSAGE_TOKENS
+    cap = spec.cap_words * TOKENS_PER_WORD
+    replies = sum(min(cap, view.reply_tokens(stage.inputs[side], corpus)) for side in ("a", "b"))
+    expected = min(view.answer_tokens("verdicts", judge.model, JUDGE_TOKENS[judge.mode]), judge.max_tokens)
+    yield Amount(1, shown + replies, expected)
+    attempts = judge.attempts if judge.mode == "robust" else 1
+    yield Amount(1, shown + 2 * cap, judge.max_tokens) * attempts
+
+
+def _text(template: str) -> float:
+    """Tokens of a template's own words."""
+    return len(_PLACEHOLDER.sub("", template)) / CHARS_PER_TOKEN

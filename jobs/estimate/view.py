@@ -1,0 +1,128 @@
+"""What is known of an experiment's inputs: dialogues, lengths of replies, numbers of examples. Looked up once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from empathy.judges.pairwise import ORDERS
+from empathy.methods import Case, method_of
+from empathy.records import HUMAN, Dialogue, Reply
+from empathy.specs import ExamplesSpec, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
+from empathy.stages import Stage
+from empathy.store import Store
+from jobs.estimate import REPLY_WORDS, TOKENS_PER_WORD, tokens
+from jobs.estimate.corpus import Corpus, look, mean
+
+
+class View:
+    """`stages` are all of the graph, `finished` the keys of those that the store has."""
+
+    def __init__(self, stages: Iterable[Stage], finished: set[str], store: Store):
+        self.store, self.finished = store, finished
+        self._corpora: dict[str, Corpus] = {}
+        self._examples: dict[str, int | None] = {}
+        self._measured = self._measure(stages)
+
+    def corpus(self, stage: Stage) -> Corpus:
+        """The dialogues that a stage is about (or is)."""
+        dialogues = stage if stage.kind == "dialogues" else stage.inputs["dialogues"]
+        if dialogues.key not in self._corpora:
+            self._corpora[dialogues.key] = look(dialogues, self.store)
+        return self._corpora[dialogues.key]
+
+    # ---- lengths
+
+    def _measure(self, stages: Iterable[Stage]) -> dict[tuple[str, str], float]:
+        """(kind, model) -> mean tokens of an answer in the first part of one finished stage."""
+        found: dict[tuple[str, str], float] = {}
+        for stage in stages:
+            model = asked_model(stage)
+            if model is None or stage.key not in self.finished or (stage.kind, model[1]) in found:
+                continue
+            artifact = self.store.get(stage)
+            said = artifact.table(0).column("tokens_out").drop_null().to_pylist() if artifact.parts else []
+            if said:
+                found[stage.kind, model[1]] = mean(said)
+        return found
+
+    def answer_tokens(self, kind: str, model: str, assumed: float) -> float:
+        """What an answer of the model costs: measured in this store, else `assumed`."""
+        return self._measured.get((kind, model), assumed)
+
+    def reply_tokens(self, replies: Stage | None, corpus: Corpus) -> float:
+        """Mean tokens of the replies of a stage; of the human's without one."""
+        spec = replies.spec if replies else RepliesSpec(responder=Recorded(responder=HUMAN))
+        assert isinstance(spec, RepliesSpec)
+        if isinstance(spec.responder, Recorded):
+            return tokens(corpus.reply_chars(spec.responder.responder))
+        model = spec.responder.model if isinstance(spec.responder, Teacher) else ""
+        return self.answer_tokens("replies", model, REPLY_WORDS * TOKENS_PER_WORD)
+
+    # ---- numbers
+
+    def rows(self, stage: Stage) -> int | None:
+        """Rows that the stage has or will have, at most; None while unknown."""
+        if stage.kind == "examples":
+            return self.examples(stage)
+        if stage.kind == "logprobs":
+            return self.examples(stage.inputs["examples"])
+        if stage.kind in ("checkpoint", "report"):
+            return 0
+        corpus, spec = self.corpus(stage), stage.spec
+        if isinstance(spec, VerdictsSpec):
+            n = corpus.count(spec.split)
+            return None if n is None else n * len(ORDERS[spec.judge.mode]) * spec.judge.repeats
+        if isinstance(spec, RepliesSpec):
+            n = corpus.count(spec.split)
+            samples = spec.responder.samples if isinstance(spec.responder, Teacher) else 1
+            return None if n is None else n * samples
+        return corpus.count()
+
+    def examples(self, stage: Stage) -> int | None:
+        """Examples of a set, at most (screens may drop some): counted as its method selects, where all dialogues are
+        known. Raises ValueError where the method needs ratings that the data does not have."""
+        if stage.key not in self._examples:
+            if stage.key in self.finished:
+                self._examples[stage.key] = self.store.get(stage).rows
+            else:
+                self._examples[stage.key] = self._selected(stage)
+        return self._examples[stage.key]
+
+    def _selected(self, stage: Stage) -> int | None:
+        spec, corpus = stage.spec, self.corpus(stage)
+        assert isinstance(spec, ExamplesSpec)
+        method = method_of(spec.method)
+        each = len(method.teaches(spec.method, spec.purpose)) if spec.objective == "sft" else 1
+        if not corpus.whole:
+            n = corpus.count(spec.split)
+            return None if n is None else n * each
+        learned, initial = (stage.inputs.get(name) for name in ("replies", "initial"))
+        cases = (Case(d, _said(learned, d), _said(initial, d)) for d in corpus.on(spec.split))
+        return each * sum(method.selects(spec.method, spec.objective, spec.purpose, c) is True for c in cases)
+
+
+def _said(replies: Stage | None, dialogue: Dialogue) -> Reply | None:
+    """The reply that the stage has to the dialogue; a made-up one where it is still to be asked for."""
+    if replies is None:
+        return None
+    spec = replies.spec
+    assert isinstance(spec, RepliesSpec)
+    if not isinstance(spec.responder, Recorded):
+        return Reply(dialogue.id, "", "to be asked for")
+    text = dialogue.reply_of(spec.responder.responder)
+    return Reply(dialogue.id, spec.responder.responder, text or "", dropped=None if text else "not_recorded")
+
+
+def asked_model(stage: Stage) -> tuple[str, str] | None:
+    """(provider, model) that making the stage asks; None when it asks nobody."""
+    spec = stage.spec
+    if isinstance(spec, VerdictsSpec):
+        return spec.judge.provider, spec.judge.model
+    if isinstance(spec, RepliesSpec) and isinstance(spec.responder, Teacher):
+        return spec.responder.provider, spec.responder.model
+    return None
+
+
+def by_student(stage: Stage) -> bool:
+    """Whether a checkpoint answers."""
+    return isinstance(stage.spec, RepliesSpec) and isinstance(stage.spec.responder, Student)
