@@ -1,21 +1,65 @@
-"""Judging: what is asked about the replies of one part of the test dialogues."""
+"""Judging: what is asked about the replies of one part of the dialogues."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from empathy.judges.pairwise import ORDERS, check_template, compare, template
+from empathy.judges.pairwise import ORDERS, compare
+from empathy.judges.rubric import score
+from empathy.judges.shown import check_template, template
 from empathy.judges.treat import Treated, treat
-from empathy.records import Dialogue, Reply, Verdict
+from empathy.records import Dialogue, Reply, Score, Verdict
 from empathy.requests import Asking
-from empathy.specs import Recorded, RepliesSpec, VerdictsSpec
+from empathy.specs import Judge, Recorded, RepliesSpec, Rubric, VerdictsSpec
 from empathy.stages import Stage
 
 if TYPE_CHECKING:  # pyarrow is slow to load, and planning needs the templates alone
     from empathy.store import Store
 
-__all__ = ["Treated", "askings", "check_template", "compare", "template", "treat"]
+__all__ = ["Treated", "askings", "check_template", "compare", "record_of", "score", "template", "treat"]
+
+
+def record_of(stage: Stage) -> type[Verdict] | type[Score]:
+    """What a verdicts stage is made of: a pairwise judge gives Verdicts, a rubric Scores."""
+    return Score if isinstance(cast(VerdictsSpec, stage.spec).judge, Rubric) else Verdict
+
+
+def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking[Verdict] | Asking[Score]]]:
+    """Everything that one part of a verdicts stage asks: (name unique in the stage, generator that makes its record).
+
+    Joined by dialogue id, on the spec's split alone; replies are treated alike first. Dialogues whose data records no
+    reply cannot be judged and are left out (the report counts them).
+    """
+    spec = cast(VerdictsSpec, stage.spec)
+    if isinstance(spec.judge, Rubric):
+        return _scores(stage, spec, spec.judge, store, part)
+    return _verdicts(stage, spec, spec.judge, store, part)
+
+
+def _dialogues(stage: Stage, spec: VerdictsSpec, store: Store, part: int) -> Iterator[Dialogue]:
+    return (d for d in store.get(stage.inputs["dialogues"]).read(Dialogue, part) if spec.split in (None, d.split))
+
+
+# ---------------------------------------------------------------- one reply
+
+
+def _scores(
+    stage: Stage, spec: VerdictsSpec, rubric: Rubric, store: Store, part: int
+) -> Iterator[tuple[str, Asking[Score]]]:
+    """Every sample of a reply that was not dropped: what was dropped is nobody's reply, and is no example either."""
+    check_template(rubric.template, "rubric")
+    replies: dict[str, list[Reply]] = {}
+    for reply in store.get(stage.inputs["a"]).read(Reply, part):
+        if reply.dropped is None:
+            replies.setdefault(reply.dialogue_id, []).append(reply)
+    for dialogue in _dialogues(stage, spec, store, part):
+        for reply in replies.get(dialogue.id, []):
+            treated = treat(reply.text, spec.cap_words, dialogue.turns[-1].content)
+            yield f"{dialogue.id}/{reply.sample}", score(rubric, dialogue, treated, reply.sample)
+
+
+# ---------------------------------------------------------------- two replies
 
 
 def _texts(stage: Stage, store: Store, part: int) -> dict[str, str]:
@@ -38,20 +82,16 @@ def _comparable(dialogue: Dialogue, stage: Stage, texts: dict[str, dict[str, str
     return not absent
 
 
-def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking[Verdict]]]:
-    """Every comparison of one part of a verdicts stage: (name unique in the stage, generator that makes its verdict).
-
-    Joined by dialogue id, on the spec's split alone; both replies are treated alike first. Dialogues whose data records
-    no reply on one side cannot be compared and are left out (the report counts them).
-    """
-    spec = cast(VerdictsSpec, stage.spec)
-    check_template(spec.judge.template, spec.judge.mode)
+def _verdicts(
+    stage: Stage, spec: VerdictsSpec, judge: Judge, store: Store, part: int
+) -> Iterator[tuple[str, Asking[Verdict]]]:
+    check_template(judge.template, judge.mode)
     texts = {side: _texts(stage.inputs[side], store, part) for side in ("a", "b")}
-    for dialogue in store.get(stage.inputs["dialogues"]).read(Dialogue, part):
-        if dialogue.split != spec.split or not _comparable(dialogue, stage, texts):
+    for dialogue in _dialogues(stage, spec, store, part):
+        if not _comparable(dialogue, stage, texts):
             continue
         said = dialogue.turns[-1].content
         a, b = (treat(texts[side][dialogue.id], spec.cap_words, said) for side in ("a", "b"))
-        for repeat in range(spec.judge.repeats):
-            for first in ORDERS[spec.judge.mode]:
-                yield f"{dialogue.id}/{first}/{repeat}", compare(spec.judge, dialogue, a, b, first, repeat)
+        for repeat in range(judge.repeats):
+            for first in ORDERS[judge.mode]:
+                yield f"{dialogue.id}/{first}/{repeat}", compare(judge, dialogue, a, b, first, repeat)

@@ -20,21 +20,16 @@ The judge answers with one JSON object, reasons first; each outcome is one of th
 Layout of the `paper` prompt (one user turn): the same blocks without nonces: `<<CASE>>`, `<<REPLY 1>>`, `<<REPLY 2>>`,
 `<<END>>`. The judge's last line is "Winner: 1" or "Winner: 2". Reply 1 is the opponent's (the base), as published.
 
-`read_prompt` reads both layouts back. Data cannot contain a marker: `neutral` breaks it.
+`empathy.judges.shown.read_prompt` reads both layouts back.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from string import Template
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from empathy.judges.shown import DIMENSIONS, case_of, draw, filled, json_objects, neutral, total
 from empathy.judges.treat import Treated
 from empathy.records import Dialogue, Outcome, Turn, Verdict, VerdictStatus, content_id
 from empathy.requests import Answer, Asking, Request
@@ -42,57 +37,8 @@ from empathy.specs import Judge
 
 Side = Literal["a", "b"]
 Mode = Literal["robust", "paper"]
-DIMENSIONS = ("cognitive", "affective", "compassionate")
 ORDERS: Mapping[Mode, tuple[Side, ...]] = {"robust": ("a", "b"), "paper": ("b",)}
 """Which side is shown first in the calls of a pair: both in turn, or as published always the opponent."""
-
-_PLACEHOLDERS: Mapping[Mode, frozenset[str]] = {
-    "robust": frozenset({"nonce", "case", "code_1", "reply_1", "code_2", "reply_2"}),
-    "paper": frozenset({"case", "reply_1", "reply_2"}),
-}
-_SPEAKERS = {"user": "Speaker", "assistant": "Listener", "system": "Background"}
-_BLOCK = re.compile(r"<<(CASE|REPLY)(?: (\w+))??(?: ([0-9a-f]{8}))?>>\n(.*?)\n<<END(?: [0-9a-f]{8})?>>", re.DOTALL)
-_MARKER = re.compile(r"<(?=[<|])|(?<=[<>|])>|(?<=<)<|>(?=>)")
-_CODE_LETTERS, _CODE_DIGITS = "CDFGHJKLMNPQRTVWXZ", "23456789"
-
-
-@cache
-def template(mode: Mode) -> str:
-    """The shipped prompt of a mode; everything before a line "---" is the system turn."""
-    return files("empathy.judges").joinpath(f"{mode}.txt").read_text(encoding="utf-8")
-
-
-def check_template(text: str, mode: Mode) -> None:
-    """Raises ValueError unless `text` uses every placeholder of `mode` and no other."""
-    found = set(Template(text).get_identifiers())
-    if not Template(text).is_valid() or found != _PLACEHOLDERS[mode]:
-        names = ", ".join(f"${n}" for n in sorted(_PLACEHOLDERS[mode]))
-        raise ValueError(f"judge.template: a {mode} prompt holds {names} ($$ for a dollar), this one {sorted(found)}")
-
-
-def neutral(text: str) -> str:
-    """`text` with the angle brackets of anything like a marker (<<, >>, <|, |>) replaced by single guillemets."""
-    return _MARKER.sub(lambda m: "‹" if m[0] == "<" else "›", text)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a judge was shown: the case, and the replies by code in the order they were shown."""
-
-    case: str
-    replies: Mapping[str, str]
-    mode: Mode
-
-
-def read_prompt(messages: Sequence[Turn]) -> Shown:
-    """The data of a prompt that `compare` wrote. Raises ValueError when it is none."""
-    blocks = _BLOCK.findall(messages[-1].content)
-    cases = [text for kind, _, _, text in blocks if kind == "CASE"]
-    replies = {code: text for kind, code, _, text in blocks if kind == "REPLY"}
-    if len(cases) != 1 or len(replies) != 2:
-        raise ValueError(f"not a pairwise prompt: {len(cases)} case and {len(replies)} reply blocks, expected 1 and 2")
-    return Shown(cases[0], replies, "paper" if set(replies) == {"1", "2"} else "robust")
-
 
 # ---------------------------------------------------------------- asking
 
@@ -106,38 +52,16 @@ def verdict_id(judge: Judge, dialogue: Dialogue, shown: Sequence[str], repeat: i
     return content_id([t.as_message() for t in dialogue.turns], list(shown), who, repeat)
 
 
-def _draw(ident: str, attempt: int, texts: Sequence[str]) -> tuple[str, str, str]:
-    """Nonce and two codes: unpredictable to the data, equal in every process, found in none of `texts`."""
-    for salt in range(1000):
-        digest = hashlib.sha256(f"{ident}/{attempt}/{salt}".encode()).digest()
-        letters = [_CODE_LETTERS[b % len(_CODE_LETTERS)] for b in digest[:4]]
-        digits = [_CODE_DIGITS[b % len(_CODE_DIGITS)] for b in digest[4:8]]
-        codes = ["".join(x) for x in zip(letters[::2], digits[::2], letters[1::2], digits[1::2], strict=True)]
-        nonce = digest[8:12].hex()
-        if codes[0] != codes[1] and not any(token in text for token in (nonce, *codes) for text in texts):
-            return nonce, codes[0], codes[1]
-    raise AssertionError("no free code in 1000 draws")
-
-
-def case_of(dialogue: Dialogue) -> str:
-    """The conversation, one line a turn."""
-    return "\n".join(f"{_SPEAKERS[t.role]}: {t.content}" for t in dialogue.turns)
-
-
 def prompt(
     judge: Judge, case: str, shown: Sequence[str], ident: str, attempt: int
 ) -> tuple[tuple[Turn, ...], tuple[str, str]]:
     """The messages of one call and the codes of the first and second reply."""
-    nonce, *drawn = _draw(ident, attempt, (case, *shown))
+    nonce, *drawn = draw(ident, attempt, (case, *shown))
     codes = (drawn[0], drawn[1]) if judge.mode == "robust" else ("1", "2")
     fields = {"case": neutral(case), "reply_1": neutral(shown[0]), "reply_2": neutral(shown[1])}
     if judge.mode == "robust":
         fields |= {"nonce": nonce, "code_1": codes[0], "code_2": codes[1]}
-    system, found, user = judge.template.partition("\n---\n")
-    if not found:
-        system, user = "", system
-    filled = [(role, Template(text).substitute(fields).strip()) for role, text in (("system", system), ("user", user))]
-    return tuple(Turn(cast(Literal["system", "user"], role), text) for role, text in filled if text), codes
+    return filled(judge.template, fields), codes
 
 
 def _without_call(judge: Judge, a: Treated, b: Treated) -> tuple[Outcome, str] | None:
@@ -150,10 +74,6 @@ def _without_call(judge: Judge, a: Treated, b: Treated) -> tuple[Outcome, str] |
     if judge.mode == "robust" and a.text == b.text:
         return "tie", "decided without a call: the replies are identical"
     return None
-
-
-def _total(counts: Sequence[int | None]) -> int | None:
-    return None if None in counts else sum(cast(Sequence[int], counts))
 
 
 def compare(judge: Judge, dialogue: Dialogue, a: Treated, b: Treated, first: Side, repeat: int = 0) -> Asking[Verdict]:
@@ -177,8 +97,8 @@ def compare(judge: Judge, dialogue: Dialogue, a: Treated, b: Treated, first: Sid
             status=status,
             raw=raw,
             model_served=answers[-1].model_served if answers else None,
-            tokens_in=_total([x.tokens_in for x in answers]),
-            tokens_out=_total([x.tokens_out for x in answers]),
+            tokens_in=total([x.tokens_in for x in answers]),
+            tokens_out=total([x.tokens_out for x in answers]),
             attempts=len(answers),
             words_a=a.words,
             words_b=b.words,
@@ -214,18 +134,6 @@ def _request(judge: Judge, messages: tuple[Turn, ...], repeat: int) -> Request:
 
 
 # ---------------------------------------------------------------- reading
-
-
-def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every outermost JSON object in `text`, in order."""
-    decoder, at = json.JSONDecoder(), text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-            yield value
-        except (ValueError, RecursionError):  # this brace opens no object: prose, or an object that was cut off
-            end = at + 1
-        at = text.find("{", end)
 
 
 def read_robust(text: str, sides: Mapping[str, Outcome]) -> dict[str, Any] | None:

@@ -37,7 +37,9 @@ class Judged:
 
     @property
     def judge(self) -> Judge:
-        return cast(VerdictsSpec, self.stage.spec).judge
+        judge = cast(VerdictsSpec, self.stage.spec).judge
+        assert isinstance(judge, Judge), f"{self.stage!r} compares nothing"
+        return judge
 
 
 @dataclass
@@ -129,9 +131,11 @@ class Cells:
     @cached_property
     def split(self) -> Split:
         """The side of the split that replies were judged on."""
-        found = {cast(VerdictsSpec, v.stage.spec).split for arm in self.arms for v in arm.verdicts}
-        assert len(found) <= 1, f"verdicts on several splits: {found}"
-        return found.pop() if found else "test"
+        found = {cast(VerdictsSpec, v.stage.spec).split for arm in self.arms for v in arm.verdicts} or {"test"}
+        assert len(found) == 1, f"verdicts on several splits: {found}"
+        side = found.pop()
+        assert side, "verdicts on all sides of the split at once"
+        return side
 
     @cached_property
     def cap_words(self) -> int:

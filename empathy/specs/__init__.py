@@ -22,15 +22,8 @@ from empathy.specs.examples import (
     ImproveLlm,
     MethodSpec,
 )
-from empathy.specs.judging import (
-    Judge,
-    ReportSpec,
-    VerdictsSpec,
-)
-from empathy.specs.parts import (
-    Part,
-    Spec,
-)
+from empathy.specs.judging import AnyJudge, Judge, ReportSpec, Rubric, VerdictsSpec
+from empathy.specs.parts import Part, Spec
 from empathy.specs.replies import (
     Recorded,
     RepliesSpec,
@@ -60,6 +53,7 @@ KINDS: dict[str, type[Spec]] = {
 
 __all__ = [
     "KINDS",
+    "AnyJudge",
     "Base",
     "CheckpointSpec",
     "DialoguesSpec",
@@ -87,6 +81,7 @@ __all__ = [
     "RepliesSpec",
     "ReportSpec",
     "Responder",
+    "Rubric",
     "Sft",
     "Spec",
     "SplitSpec",

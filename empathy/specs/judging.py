@@ -1,10 +1,10 @@
-"""Who compares replies, and the report."""
+"""Who compares or scores replies, and the report."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from empathy.records import Split
 from empathy.specs.parts import Part, Spec
@@ -23,15 +23,50 @@ class Judge(Part):
     attempts: int = Field(3, ge=1, le=3)
     seed: int = 0
 
+    @property
+    def calls(self) -> int:
+        """Calls a dialogue, if every first attempt is readable and none is decided without a call."""
+        return self.repeats * (2 if self.mode == "robust" else 1)
+
+
+class Rubric(Part):
+    """Who gives one reply a score of 1 to 5 in each dimension: the mean of `calls` calls. `template` is the prompt's
+    text.
+
+    The temperature is not 0 by default: three calls at 0 would say one thing three times.
+    """
+
+    type: Literal["rubric"] = "rubric"
+    provider: str
+    model: str
+    template: str
+    calls: int = Field(3, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    max_tokens: int = Field(400, ge=16)
+    attempts: int = Field(3, ge=1, le=3)
+
+
+def _type_of(judge: Any) -> str:
+    """A pairwise judge's spec has no field `type`: one would be a new key for verdicts that were paid for."""
+    return str(judge.get("type", "pairwise") if isinstance(judge, dict) else getattr(judge, "type", "pairwise"))
+
+
+AnyJudge = Annotated[
+    Annotated[Judge, Tag("pairwise")] | Annotated[Rubric, Tag("rubric")],
+    Discriminator(_type_of),
+]
+
 
 class VerdictsSpec(Spec):
-    """Inputs `dialogues`, `a` (the arm's replies), `b` (the opponent's). Replies are treated alike and capped at
+    """Inputs `dialogues`, `a` (the arm's replies), and for a pairwise judge `b` (the opponent's). A pairwise judge
+    gives parts of `Verdict`, a rubric parts of `Score`, one a reply. Replies are treated alike and capped at
     `cap_words`."""
 
     kind: ClassVar[str] = "verdicts"
-    judge: Judge
+    judge: AnyJudge
     cap_words: int = Field(97, ge=1)
-    split: Split = "test"
+    split: Split | None = "test"
+    """The side of the split that is judged; None for all."""
 
 
 class ReportSpec(Spec):

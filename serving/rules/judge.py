@@ -1,6 +1,7 @@
-"""rule-judge: which of two replies shows more empathy, by rules on words; both orders give the same verdict.
+"""rule-judge: which of two replies shows more empathy, or how much one shows, by rules on words; both orders give the
+same verdict.
 
-Every score saturates, so that length earns nothing by itself. It answers the prompts of `empathy.judges.pairwise`.
+Every score saturates, so that length earns nothing by itself. It answers the prompts of `empathy.judges`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from empathy.judges.pairwise import DIMENSIONS, Shown, read_prompt
+from empathy.judges.shown import DIMENSIONS, Shown, read_prompt
 from empathy.records import Turn
 from serving.rules.feelings import BY_NAME, feelings_in, words_of
 from serving.rules.teacher import content_words
@@ -135,12 +136,21 @@ def _forced(replies: Mapping[str, str], mean: float) -> str:
 
 
 def reply(messages: Sequence[Turn]) -> str:
-    """The answer in the format that the prompt asks for. Raises ValueError when the prompt is not one of
-    `compare`'s."""
+    """The answer in the format that the prompt asks for. Raises ValueError when it is no prompt of
+    `empathy.judges`."""
     shown = read_prompt(messages)
+    if shown.mode == "rubric":
+        return _levels(shown)
     outcomes, mean = compare(shown)
     notes = f"By rules on words: the mean difference over the three dimensions is {abs(mean):.2f}."
     if shown.mode == "paper":
         return f"{notes}\nWinner: {_forced(shown.replies, mean)}"
     margin = 0 if outcomes["overall"] == "tie" else 1 + (abs(mean) > 0.2) + (abs(mean) > 0.4)
     return json.dumps({"notes": notes, **outcomes, "margin": margin})
+
+
+def _levels(shown: Shown) -> str:
+    """A level of 1 to 5 a dimension: its score of 0 to 1, stretched and rounded."""
+    found = scores(shown.case, shown.replies[""])
+    levels = {name: 1 + round(4 * min(1.0, found[name])) for name in DIMENSIONS}
+    return json.dumps({"notes": "By rules on words.", **levels})

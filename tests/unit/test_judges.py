@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from empathy import judges
-from empathy.judges.pairwise import (
-    DIMENSIONS,
-    check_template,
-    compare,
-    json_objects,
-    neutral,
-    read_paper,
-    read_prompt,
-    read_robust,
-    verdict_id,
-)
+from empathy.judges.pairwise import compare, read_paper, read_robust, verdict_id
+from empathy.judges.shown import DIMENSIONS, check_template, json_objects, neutral, read_prompt
 from empathy.judges.treat import Treated, treat
 from empathy.records import Dialogue, Reply, Turn, Verdict
 from empathy.requests import Answer, Asking, Request

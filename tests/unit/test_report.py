@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from empathy import judges, report
-from empathy.judges.pairwise import read_prompt
+from empathy.judges.shown import read_prompt
 from empathy.records import Demonstration, Dialogue, Estimate, Logprob, Preference, Reply, Turn, Verdict
 from empathy.report.book import Book
 from empathy.report.cells import Cells, name_of

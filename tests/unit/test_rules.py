@@ -108,5 +108,5 @@ def test_equal_replies_tie_and_paper_mode_chooses_without_looking_at_the_order()
 
 
 def test_what_is_no_pairwise_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a pairwise prompt"):
+    with pytest.raises(ValueError, match="no prompt for a judge"):
         judge.reply([Turn("user", "Which one is better?")])
