@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 from empathy.prompts import rendered
@@ -30,6 +31,7 @@ class Corpus:
     some: tuple[Dialogue, ...]
     whole: bool
     at_most: bool = False
+    _said: dict[str, float] = field(default_factory=dict)
 
     def count(self, side: str | None = None) -> int | None:
         """Dialogues on a side, or on all of them."""
@@ -40,14 +42,16 @@ class Corpus:
     def on(self, side: str) -> list[Dialogue]:
         return [d for d in self.some if d.split == side]
 
-    @property
+    @cached_property
     def dialogue_chars(self) -> float:
         """Mean characters of a conversation as prompts show it."""
         return mean(len(rendered(d)) for d in self.some)
 
     def reply_chars(self, responder: str) -> float:
         """Mean characters of what a responder of the data said; 0 where it said nothing."""
-        return mean(len(said) for d in self.some if (said := d.reply_of(responder)))
+        if responder not in self._said:
+            self._said[responder] = mean(len(said) for d in self.some if (said := d.reply_of(responder)))
+        return self._said[responder]
 
 
 def look(stage: Stage, store: Store) -> Corpus:
@@ -60,11 +64,11 @@ def look(stage: Stage, store: Store) -> Corpus:
         part = None if whole else 0
         return Corpus(artifact.meta["sides"], tuple(artifact.read(Dialogue, part)), whole)
     source = parse({"type": spec.source, **spec.options, **stage.locator})
-    first = list(islice(source.rows(), MOST_READ + 1))
-    if len(first) <= MOST_READ:
+    sides = {spec.only: spec.limit} if spec.only and spec.limit else None
+    first = list(islice(source.rows(), SAMPLE if sides else MOST_READ + 1))
+    if not sides and len(first) <= MOST_READ:
         kept = tuple(Reader(spec, source, None).sampled())
         return Corpus(Counter(d.split for d in kept), kept, not stage.inputs, at_most=bool(stage.inputs))
-    sides = {spec.only: spec.limit} if spec.only and spec.limit else None
     some = tuple(d for d in first[:SAMPLE] if not isinstance(d, Bad))
     return Corpus(sides, some, whole=False, at_most=True)
 
