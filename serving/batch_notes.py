@@ -87,9 +87,17 @@ def close(files: Files, note: Note, outcome: str) -> None:
 
 def open_notes(files: Files) -> list[Note]:
     """All open batches of a store, oldest first."""
-    found = (files.read_or_none(path) for path in files.list(OPEN))
-    notes = [Note(**(said := json.loads(data)) | {"keepers": tuple(said["keepers"])}) for data in found if data]
-    return sorted(notes, key=lambda note: note.made_at)
+    found = (load(files, path.rpartition("/")[2].removesuffix(".json")) for path in files.list(OPEN))
+    return sorted((note for note in found if note is not None), key=lambda note: note.made_at)
+
+
+def load(files: Files, ident: str) -> Note | None:
+    """An open note; None when it has been closed."""
+    data = files.read_or_none(f"{OPEN}/{ident}.json")
+    if data is None:
+        return None
+    said = json.loads(data)
+    return Note(**said | {"keepers": tuple(said["keepers"])})
 
 
 def adopted(note: Note, keeper: str) -> Note:

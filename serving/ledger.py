@@ -107,7 +107,7 @@ class Ledger:
     ) -> None:
         """Keep a completed reply. Raises OSError when it cannot be written: then nothing more should be bought.
 
-        `experiment` is who paid, if not ours; `price` the share of the model's price that was paid (a batch costs half).
+        `experiment` is who paid, if not ours; `price` the share of the model's price that was paid.
         """
         payer = self.experiment if experiment is None else experiment
         line = orjson.dumps(
@@ -191,8 +191,10 @@ class Ledger:
                 self._tail(holder)
         return dead
 
-    def held_by(self, holder: str) -> set[str]:
-        """What a batch has claimed that is, as far as we know, not answered."""
+    def held_by(self, holder: str, writers: Sequence[str]) -> set[str]:
+        """What a batch has claimed that is not answered; `writers` looked after it before."""
+        for writer in writers:
+            self._tail(writer)
         return set(self._claims.held(holder))
 
     def end(self, holder: str) -> None:

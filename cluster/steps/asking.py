@@ -10,54 +10,30 @@ from __future__ import annotations
 import asyncio
 import math
 import pickle
+import sys
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
-from empathy.requests import Asking
+from cluster.providers import models
+from cluster.steps import batched
+from cluster.steps.parts import Builder, Done, Job, Report, drops
 from empathy.stages import Stage
 from empathy.store import Store, Writer
+from serving.batches import check_places
 from serving.client import Client, Counts
 from serving.ledger import Ledger
 from serving.providers import Provider
 
-Builder = Callable[[Stage, Store, int], Iterator[tuple[str, Asking[Any]]]]
-Report = Callable[[Stage, int, int], None]
-"""(stage, dialogues done, dialogues in all)."""
+__all__ = ["Asker", "Builder", "Done", "Job", "Report", "ask", "ask_all"]
+
 PARTS_AT_ONCE = 3
 """While the last calls of a part are awaited, the next one is already being asked."""
 PARTS_A_BATCH = 16
 
 
-@dataclass(frozen=True)
-class Job:
-    """One stage to ask: its records are of `record_cls`, made by the generators of `builder(stage, store, part)`."""
-
-    stage: Stage
-    record_cls: type
-    builder: Builder
-    dialogues: tuple[int, ...]
-    """How many dialogues each part is about."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """Part `part` of job number `job` is in the store."""
-
-    job: int
-    part: int
-
-
 # ---------------------------------------------------------------- one process
-
-
-def _drops(records: Sequence[Any]) -> Counter[str]:
-    """Rows without a usable outcome, by reason (what stands before a colon)."""
-    reasons = (str(getattr(r, "dropped", None) or getattr(r, "status", "ok")) for r in records)
-    return Counter(f"dropped: {reason.partition(':')[0]}" for reason in reasons if reason != "ok")
 
 
 async def _answer_part(client: Client, store: Store, job: Job, part: int) -> None:
@@ -69,7 +45,7 @@ async def _answer_part(client: Client, store: Store, job: Job, part: int) -> Non
             records[name] = record
     ordered = [records[name] for name, _ in askings]
     assert len(records) == len(askings), f"{job.stage!r}: two askings of part {part} have one name"
-    said = {**_drops(ordered), **{name: n for name, n in counts.as_dict().items() if n}}
+    said = {**drops(ordered), **{name: n for name, n in counts.as_dict().items() if n}}
     await asyncio.to_thread(store.writer(job.stage).write_records, part, ordered, job.record_cls, said)
 
 
@@ -182,9 +158,13 @@ def ask_all(
     progress: Report,
     experiment: str = "",
     committed: Callable[[Stage], None] = lambda stage: None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
     """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
     one). `experiment` is the name under which the ledger notes who paid; `committed` hears of each finished stage.
+
+    Stages of a provider with a batch API (`Provider.batch`) go through it, from this process, after the others; `say`
+    gets lines about its batches.
 
     Each stage is committed when its last part is there. Raises ValueError for a missing key or a provider that stopped,
     ConnectionError for one that is down, OSError for a store that fails; what was answered is kept.
@@ -208,11 +188,23 @@ def ask_all(
     for j in left:
         said(j)
     if parts := [Done(j, k) for j in left for k in sorted(left[j])]:
-        asker = (store, tuple(providers.values()), in_flight, jobs, experiment)
-        if workers:
-            _in_ray(asker, parts, workers, tell)
-        else:
-            _here(asker, parts, tell)
+        by_batch = {j for j, job in enumerate(jobs) if _provider(job, providers).batch}
+        check_places(store.files, providers)
+        if at_once := [part for part in parts if part.job not in by_batch]:
+            asker = (store, tuple(providers.values()), in_flight, jobs, experiment)
+            with batched.watched(store, providers, say):
+                if workers:
+                    _in_ray(asker, at_once, workers, tell)
+                else:
+                    _here(asker, at_once, tell)
+        if later := [part for part in parts if part.job in by_batch]:
+            batched.fill(store, providers, jobs, later, tell, say, experiment)
+
+
+def _provider(job: Job, providers: Mapping[str, Provider]) -> Provider:
+    """Whom a stage asks: one provider."""
+    (name,) = models([job.stage])
+    return providers[name]
 
 
 def _commit(store: Store, writer: Writer, stage: Stage, wall_s: float, experiment: str) -> None:
