@@ -3,16 +3,20 @@ registered.
 
 A file has `name` (its own name without .toml), `about`, and one or several `wordings`, each a list of `turns`: the
 user messages of a chat whose last reply is kept. {dialogue} and {reply} in a turn are filled in by `fill`.
+
+A family of strategies is one file with `variants`: tables of texts that take the places of {their names} in the turns.
+Its strategies are called FAMILY.VARIANT. And a file with `union` instead of wordings names strategies whose replies are
+learned from together.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from empathy.records import Dialogue
 
@@ -20,6 +24,8 @@ _HERE = Path(__file__).parent
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 PLACEHOLDERS = ("dialogue", "reply")
 SPEAKERS = {"system": "Setting", "user": "Speaker", "assistant": "Listener"}
+_PLAIN = ""
+"""The one variant of a strategy without variants."""
 
 
 class _Closed(BaseModel):
@@ -29,12 +35,14 @@ class _Closed(BaseModel):
 class _Wording(_Closed):
     turns: tuple[str, ...] = Field(min_length=1)
 
-    @field_validator("turns")
-    @classmethod
-    def _usable(cls, turns: tuple[str, ...]) -> tuple[str, ...]:
+    def of(self, texts: Mapping[str, str]) -> tuple[str, ...]:
+        """The turns of a variant. Raises ValueError for one that shows no conversation, and for unknown
+        placeholders."""
+        turns = tuple(_PLACEHOLDER.sub(lambda m: texts.get(m[1], m[0]), turn) for turn in self.turns)
         unknown = sorted({name for turn in turns for name in _PLACEHOLDER.findall(turn)} - set(PLACEHOLDERS))
         if unknown:
-            raise ValueError(f"{{{unknown[0]}}} is no placeholder; there are {{dialogue}} and {{reply}}")
+            known = ", ".join(f"{{{name}}}" for name in (*PLACEHOLDERS, *texts))
+            raise ValueError(f"{{{unknown[0]}}} is no placeholder; there are {known}")
         if "{dialogue}" not in turns[0]:
             raise ValueError("the first turn must contain {dialogue}, else the model does not see the conversation")
         return turns
@@ -43,33 +51,79 @@ class _Wording(_Closed):
 class _Strategy(_Closed):
     name: str
     about: str = ""
-    wordings: tuple[_Wording, ...] = Field(min_length=1)
+    wordings: tuple[_Wording, ...] = ()
+    variants: dict[str, dict[str, str]] = Field(default_factory=dict)
+    union: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _usable(self) -> _Strategy:
+        if bool(self.wordings) == bool(self.union):
+            raise ValueError("give one or several [[wordings]], or union = [STRATEGIES], not both and not neither")
+        if self.union and (self.variants or len(set(self.union)) < 2):
+            raise ValueError(f"union = {list(self.union)}: name two or more different strategies, without variants")
+        taken = sorted({name for texts in self.variants.values() for name in texts} & set(PLACEHOLDERS))
+        if taken:
+            raise ValueError(f"variants: {{{taken[0]}}} is filled in with what was said; give the text another name")
+        for wording in self.wordings:
+            for texts in self.variants.values() or [{}]:
+                wording.of(texts)
+        return self
 
 
 def names(folder: str | Path | None = None) -> list[str]:
-    """The strategies that exist: those of the package, and those of the user's folder. Raises ValueError when it is
-    no folder."""
-    return sorted(_files(folder))
+    """The strategies that exist: those of the package, and those of the user's folder, variants and unions included.
+    Raises ValueError when it is no folder, and for a file that is no strategy."""
+    found = {stem: _read(stem, path) for stem, path in _files(folder).items()}
+    return sorted(_called(stem, variant) for stem, s in found.items() for variant in s.variants or [_PLAIN])
 
 
 def load(name: str, wording: int = 0, folder: str | Path | None = None) -> tuple[str, ...]:
     """The turns of one wording. A file in `folder` replaces the package's of the same name.
 
-    Raises ValueError for a strategy or wording that does not exist, naming those that do, and for a file that is no
-    strategy.
+    Raises ValueError for a strategy or wording that does not exist, naming those that do, for a union, and for a file
+    that is no strategy.
     """
-    files = _files(folder)
-    if name not in files:
-        raise ValueError(f"strategy = {name!r}: unknown; there are {', '.join(sorted(files))}")
-    try:
-        strategy = _Strategy.model_validate(tomllib.loads(files[name].read_text(encoding="utf-8")))
-    except ValueError as error:  # TOML and pydantic both name the fault, but not the file
-        raise ValueError(f"strategy = {name!r}: {files[name]} cannot be used: {error}") from error
-    if strategy.name != name:
-        raise ValueError(f"strategy = {name!r}: {files[name]} says name = {strategy.name!r}; file and name must agree")
+    strategy, texts = _found(name, folder)
+    if strategy.union:
+        raise ValueError(f"strategy = {name!r}: a union has no wordings; there are {', '.join(strategy.union)}")
     if not 0 <= wording < len(strategy.wordings):
         raise ValueError(f"wording = {wording}: strategy {name!r} has wordings 0 to {len(strategy.wordings) - 1}")
-    return strategy.wordings[wording].turns
+    return strategy.wordings[wording].of(texts)
+
+
+def parts(name: str, folder: str | Path | None = None) -> tuple[str, ...]:
+    """The strategies that a union is made of; of any other, itself. Raises ValueError as `load` does, and for a union
+    of unions."""
+    strategy, _ = _found(name, folder)
+    if nested := [part for part in strategy.union if _found(part, folder)[0].union]:
+        raise ValueError(f"strategy = {name!r}: {nested[0]!r} is a union itself; name its strategies")
+    return strategy.union or (name,)
+
+
+def _found(name: str, folder: str | Path | None) -> tuple[_Strategy, dict[str, str]]:
+    """The file of a strategy, and the texts of its variant."""
+    stem, _, variant = name.partition(".")
+    files = _files(folder)
+    strategy = _read(stem, files[stem]) if stem in files else None
+    if strategy and not variant and not strategy.variants:
+        return strategy, {}
+    if strategy is None or variant not in strategy.variants:
+        raise ValueError(f"strategy = {name!r}: unknown; there are {', '.join(names(folder))}")
+    return strategy, strategy.variants[variant]
+
+
+def _called(stem: str, variant: str) -> str:
+    return f"{stem}.{variant}" if variant else stem
+
+
+def _read(name: str, path: Path) -> _Strategy:
+    try:
+        strategy = _Strategy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # TOML and pydantic both name the fault, but not the file
+        raise ValueError(f"strategy = {name!r}: {path} cannot be used: {error}") from error
+    if strategy.name != name:
+        raise ValueError(f"strategy = {name!r}: {path} says name = {strategy.name!r}; file and name must agree")
+    return strategy
 
 
 def rewrites(turns: Iterable[str]) -> bool:

@@ -76,11 +76,11 @@ def understood(messages: Sequence[Turn]) -> tuple[str, str | None, str]:
     """(what the speaker says, the reply to improve or None, the instruction of the last turn)."""
     said = [s for m in messages if m.role == "user" for s in _SPEAKER.findall(m.content)]
     last = messages[-1].content
-    replies = [r for m in messages if m.role == "user" for r in _REPLY.findall(m.content)]
+    shown = _REPLY.findall(last)  # what the last turn shows comes before what was said earlier
     earlier = [m.content for m in messages if m.role == "assistant"]
     if not said:  # a plain chat
         return last, None, ""
-    reply = earlier[-1] if earlier else replies[-1] if replies else None
+    reply = shown[-1] if shown else earlier[-1] if earlier else None
     return said[-1], reply.strip().strip('"') if reply else None, last
 
 

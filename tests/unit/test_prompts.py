@@ -20,24 +20,97 @@ def write(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
+BUDGET = "about 28 words on average, and 97 words at most"
+ASK = "Rewrite the reply so that it is more empathetic. Keep its meaning, its intention and its emotion."
+DIMENSIONS = ("cognitive", "affective", "compassionate")
+ANSWERING = {
+    "direct",
+    "empathizing_before_generation.answer",
+    *(f"chain_of_empathy.{lens}" for lens in ("cbt", "dbt", "pct", "rt")),
+}
+
+
+def definitions() -> dict[str, str]:
+    """The line "- ... empathy: ..." of each dimension, as all_three has it."""
+    lines = [x for x in prompts.load("all_three")[0].splitlines() if x.startswith("- ")]
+    return dict(zip(DIMENSIONS, lines, strict=True))
+
+
+def wordings(name: str) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    while True:
+        try:
+            found.append(prompts.load(name, wording=len(found)))
+        except ValueError:
+            return found
+
+
 def test_every_shipped_strategy_loads_and_says_the_word_budget() -> None:
-    names = prompts.names()
-    assert {"direct", "naive", "all_three"} <= set(names)
-    for name in names:
-        turns = prompts.load(name)
-        assert "{dialogue}" in turns[0]
-        assert ("{reply}" in turns[0]) == (name != "direct")
-        assert "about 28 words on average, and 97 words at most" in turns[-1]
+    for name in set(prompts.names()) - {"combined"}:
+        for turns in wordings(name):
+            assert "{dialogue}" in turns[0]
+            assert prompts.rewrites(turns) == (name not in ANSWERING)
+            for turn in turns:
+                assert (BUDGET in turn) == ("Do not reply yet." not in turn)
+    assert {n for n in prompts.names() if n != "combined" and len(wordings(n)) > 1} == {"naive", *DIMENSIONS}
 
 
-def test_all_three_is_naive_with_definitions() -> None:
-    naive, all_three = prompts.load("naive")[0], prompts.load("all_three")[0]
-    for dimension in ("Cognitive", "Affective", "Compassionate"):
-        assert f"{dimension} empathy:" in all_three
-        assert dimension not in naive
-    instruction = "Keep its meaning, its intention and its emotion."
-    assert instruction in naive
-    assert instruction in all_three
+@pytest.mark.parametrize(
+    ("name", "spoken_of"),
+    [("naive", ()), *((d, (d,)) for d in DIMENSIONS), ("all_three", DIMENSIONS), ("lacking", DIMENSIONS)],
+)
+def test_a_strategy_is_the_naive_instruction_with_the_definitions_it_needs(
+    name: str, spoken_of: tuple[str, ...]
+) -> None:
+    (turn,) = prompts.load(name)
+    naive_head, naive_tail = prompts.load("naive")[0].split(ASK)
+    assert turn.startswith(naive_head + ASK)
+    assert turn.endswith(naive_tail.strip() + "\n")
+    for dimension, line in definitions().items():
+        assert (line.rstrip(".") in turn) == (dimension in spoken_of)
+        assert (dimension in turn.lower()) == (dimension in spoken_of)
+
+
+def test_sequential_is_a_chat_of_three_turns_one_dimension_each() -> None:
+    turns = prompts.load("sequential")
+    assert len(turns) == 3
+    for turn, dimension in zip(turns, DIMENSIONS, strict=True):
+        assert definitions()[dimension].rstrip(".") in turn
+        assert not any(other in turn.lower() for other in DIMENSIONS if other != dimension)
+        assert "Keep its meaning, its intention and its emotion." in turn
+    assert ["{reply}" in turn for turn in turns] == [True, False, False]
+
+
+def test_combined_is_the_union_of_the_three_dimensions() -> None:
+    assert prompts.parts("combined") == DIMENSIONS
+    assert prompts.parts("naive") == ("naive",)
+    with pytest.raises(ValueError, match="a union has no wordings; there are cognitive, affective, compassionate"):
+        prompts.load("combined")
+
+
+def test_the_lenses_of_chain_of_empathy_differ_in_the_reasoning_alone() -> None:
+    lenses = {lens: prompts.load(f"chain_of_empathy.{lens}") for lens in ("cbt", "dbt", "pct", "rt")}
+    assert len({turns[0] for turns in lenses.values()}) == 4
+    assert len({turns[1:] for turns in lenses.values()}) == 1
+    for step in ("1. Emotion:", "2. Cause:", "3. Strategy:"):
+        assert all(step in turns[0] for turns in lenses.values())
+
+
+def test_a_family_is_one_file(tmp_path: Path) -> None:
+    text = """name = "tone"
+[variants.warm]
+how = "warmly"
+[variants.brief]
+how = "briefly {reply}"
+[[wordings]]
+turns = ["{dialogue} say it {how}"]
+"""
+    folder = write(tmp_path, "tone", text)
+    assert prompts.load("tone.warm", folder=folder) == ("{dialogue} say it warmly",)
+    assert prompts.load("tone.brief", folder=folder) == ("{dialogue} say it briefly {reply}",)
+    for name in ("tone", "tone.", "tone.cold", "naive.warm"):
+        with pytest.raises(ValueError, match=rf"strategy = '{name}': unknown; .* tone\.brief, tone\.warm$"):
+            prompts.load(name, folder=folder)
 
 
 def test_fill_renders_the_dialogue_and_the_reply() -> None:
@@ -55,7 +128,7 @@ def test_braces_in_what_people_say_stay() -> None:
 
 
 def test_an_unknown_strategy_lists_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="strategy = 'niave': unknown; there are all_three, direct, naive"):
+    with pytest.raises(ValueError, match=r"strategy = 'niave': unknown; there are affective, all_three, .*, naive, seq"):
         prompts.load("niave")
 
 
@@ -86,7 +159,11 @@ def test_a_users_folder_adds_and_replaces(tmp_path: Path) -> None:
         ('name = "mine"\n[[wordings]]\nturns = ["{dialog}"]', r"\{dialog\} is no placeholder; there are \{dialogue\}"),
         ('name = "mine"\n[[wordings]]\nturns = ["{reply}"]', r"the first turn must contain \{dialogue\}"),
         ('name = "other"\n[[wordings]]\nturns = ["{dialogue}"]', "says name = 'other'; file and name must agree"),
-        ('name = "mine"\nwordings = []', "at least 1 item"),
+        ('name = "mine"\nwordings = []', "give one or several"),
+        ('name = "mine"\nunion = ["naive"]', "two or more"),
+        ('name = "mine"\nunion = ["naive", "lacking"]\n[[wordings]]\nturns = ["{dialogue}"]', "not both"),
+        ('name = "mine"\n[variants.a]\nx = "1"\n[[wordings]]\nturns = ["{dialogue} {y}"]', r"\{y\}.*\{reply\}, \{x\}"),
+        ('name = "mine"\n[variants.a]\nreply = "1"\n[[wordings]]\nturns = ["{dialogue}"]', r"\{reply\} is filled in"),
         ('name = "mine"\nword = 1\n[[wordings]]\nturns = ["{dialogue}"]', "word"),
         ("name = ", "Invalid value"),
     ],
