@@ -16,9 +16,12 @@ from typing import Any
 from serving import vllm_engine
 from serving.adapters import check_base, read_adapter
 from serving.bulk import Completion, StudentRequest, Unanswered
+from serving.diagnosis import EngineFailed, OwnLog, diagnose
+from serving.owners import end_if_orphaned
 from serving.proofs import ALIVE_TOKENS, Logprobs, check_rendering, prove_alive, prove_rendering
 from serving.students import StudentSet
 
+OWNER_LOOK_S = 10.0
 ENGINE_DIED = 70  # exit status of a replica whose engine process died: Serve starts a new one at once
 
 
@@ -31,11 +34,15 @@ class StudentEngine:
         self.students = students
         self.refusal: str | None = None
         self.alive: dict[str, float] = {}
+        log = OwnLog()
         try:
             await self._start()
-        except ValueError as error:
-            # Told by `ready`: raised here, Serve would try three times and bury the message.
-            self.refusal = str(error)
+        except Exception as error:  # whatever vLLM raises: it is told as what it means
+            found = diagnose(error, log.text())
+            if not found.lasting:  # Serve tries again; it hands on the text when it gives up
+                raise EngineFailed(found.text) from error
+            self.refusal = found.text  # told by `ready`: raised here, Serve would try three times
+        self._looked_s = time.monotonic()
         self.start_s = time.monotonic() - started
 
     async def _start(self) -> None:
@@ -50,17 +57,18 @@ class StudentEngine:
         self.alive = await prove_alive(self.students, self._logprobs)
 
     async def ready(self) -> dict[str, Any]:
-        """What started: start_s, alive (largest change of a log-probability by adapter), names, pid.
-
-        Raises ValueError when the students were refused.
-        """
-        self._check_ready()
-        return {"start_s": self.start_s, "alive": self.alive, "names": self.students.names, "pid": os.getpid()}
+        """What started: start_s, alive (largest change of a log-probability by adapter), names, pid; refusal: why
+        nothing is served, else None."""
+        said = {"start_s": self.start_s, "alive": self.alive, "names": self.students.names, "pid": os.getpid()}
+        return said | {"refusal": self.refusal}
 
     async def check_health(self) -> None:
-        """Serve's probe: raises when the engine is dead, and the replica is replaced."""
+        """Serve's probe, every second: a replica whose engine is dead is replaced, one whose driver is gone ends."""
         if self.refusal is None and self.engine.errored:
             os._exit(ENGINE_DIED)
+        if time.monotonic() - self._looked_s > OWNER_LOOK_S:
+            self._looked_s = time.monotonic()
+            await asyncio.to_thread(end_if_orphaned)
 
     async def unfinished(self) -> int:
         """Requests inside the engine now."""

@@ -30,7 +30,7 @@ async def prove_rendering(students: StudentSet, chat: Any) -> None:
         expected = probe_ids(render, probe)
         if expected is None:
             continue
-        request = ChatCompletionRequest(model=students.base_name, messages=[dict(message) for message in probe])
+        request = ChatCompletionRequest(model=students.names[0], messages=[dict(message) for message in probe])
         _, inputs = await chat.online_renderer.render_chat(request)
         served = list(inputs[0]["prompt_token_ids"])
         if served != expected:
@@ -48,7 +48,7 @@ async def prove_alive(
     """
     render = renderer(students.base, students.chat_template)
     prompts = [ids for ids in (probe_ids(render, probe) for probe in PROBES) if ids is not None]
-    base = [await logprobs(prompt, students.base_name) for prompt in prompts]
+    base = [await logprobs(prompt, students.zero_name) for prompt in prompts]
     changes = {}
     for name in students.adapters:
         tuned = [await logprobs(prompt, name) for prompt in prompts]

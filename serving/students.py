@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+UNNAMED_BASE = "the base, which nobody may ask"
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": "..."}
 
 
@@ -20,7 +21,8 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 class StudentSet:
     """One base and its students. A fully fine-tuned student is a base of its own, with no adapters.
 
-    base: folder with config, tokenizer and safetensors. base_name: the model name under which the base itself answers.
+    base: folder with config, tokenizer and safetensors. base_name: the model name under which the base itself answers;
+    None where only its students are to be asked.
     adapters: student name -> LoRA folder. chat_template: the Jinja text that training used; no other one is used here.
     kv_cache_gib: None leaves it to vLLM. max_loras: distinct adapters in one batch, None = all of them.
     device: None = the device of the vLLM that is installed.
@@ -30,7 +32,7 @@ class StudentSet:
     base: str
     chat_template: str
     adapters: Mapping[str, str] = field(default_factory=dict)
-    base_name: str = "base"
+    base_name: str | None = "base"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int = 2048
     max_num_seqs: int = 64
@@ -45,6 +47,8 @@ class StudentSet:
             raise ValueError(
                 f"adapters: {self.base_name!r} is base_name, the base's own; give the adapter another name"
             )
+        if not self.names:
+            raise ValueError("adapters: there are none, and base_name is None: nothing is served")
         if not self.chat_template.strip():
             raise ValueError("chat_template is empty: give the template text that the students were trained with")
         for name in ("max_model_len", "max_num_seqs"):
@@ -56,7 +60,12 @@ class StudentSet:
     @property
     def names(self) -> tuple[str, ...]:
         """Every model name that can be asked for, the base first."""
-        return (self.base_name, *self.adapters)
+        return (*([] if self.base_name is None else [self.base_name]), *self.adapters)
+
+    @property
+    def zero_name(self) -> str:
+        """The name of the zero adapter, which stands for the base beside other adapters."""
+        return UNNAMED_BASE if self.base_name is None else self.base_name
 
     @property
     def digest(self) -> str:

@@ -68,16 +68,18 @@ def start(students: StudentSet, adapters: list[Adapter]) -> Any:
 
 
 async def load_adapters(engine: Any, students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:
-    """Student name -> LoRARequest; the base's is the zero adapter. Empty for an engine without adapters."""
+    """Student name -> LoRARequest; the base's (`zero_name`) is the zero adapter. Empty for an engine without
+    adapters."""
     if not adapters:
         return {}
     from vllm.lora.request import LoRARequest
 
-    zero = write_zero_adapter(adapters, Path(tempfile.mkdtemp(prefix="zero-adapter-")))
-    folders = {students.base_name: zero, **{adapter.name: adapter.folder for adapter in adapters}}
-    loras = {name: LoRARequest(name, number, str(folder)) for number, (name, folder) in enumerate(folders.items(), 1)}
-    for lora in loras.values():
-        await engine.add_lora(lora)
+    with tempfile.TemporaryDirectory(prefix="zero-adapter-") as folder:  # once loaded, the engine keeps its tensors
+        zero = write_zero_adapter(adapters, Path(folder))
+        folders = {students.zero_name: zero, **{adapter.name: adapter.folder for adapter in adapters}}
+        loras = {name: LoRARequest(name, number, str(place)) for number, (name, place) in enumerate(folders.items(), 1)}
+        for lora in loras.values():
+            await engine.add_lora(lora)
     return loras
 
 
@@ -89,7 +91,7 @@ def openai_handlers(engine: Any, students: StudentSet, loras: dict[str, Any]) ->
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
     from vllm.renderers.online_renderer import OnlineRenderer
 
-    base_name = INTERNAL_BASE if loras else students.base_name
+    base_name = INTERNAL_BASE if loras else students.zero_name
     models = OpenAIServingModels(engine, [BaseModelPath(base_name, students.base)])
     models.lora_requests.update(loras)
     online = OnlineRenderer(
