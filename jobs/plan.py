@@ -148,9 +148,9 @@ def of_arm(lowered: Lowered, cell: Cell, index: _Index) -> set[str]:
 
 def _bills(to_make: Sequence[Stage], view: View, store: Store, profile: Profile) -> list[Bill]:
     if not store.files.list("ledger/replies", recursive=True):
-        return bills(to_make, view, Held(None), profile.price_list)
+        return bills(to_make, view, Held(None), profile)
     with Ledger(store.files) as ledger:
-        return bills(to_make, view, Held(ledger), profile.price_list)
+        return bills(to_make, view, Held(ledger), profile)
 
 
 def _money(found: Sequence[Bill], max_usd: float | None) -> Iterator[str]:
@@ -178,7 +178,8 @@ def _remarks(bill: Bill) -> str:
         said = ["no bill: our own"]
     else:
         rates = f"${price.usd_per_million_in:g} in, ${price.usd_per_million_out:g} out a million tokens"
-        said = [f"{rates}, as of {price.as_of}"]
+        share = f", times {bill.share:g} (batch API)" if bill.share != 1 else ""
+        said = [f"{rates}{share}, as of {price.as_of}"]
     said += [f"{bill.held:,} answers in the ledger already"] if bill.held else []
     said += [f"{bill.unlooked} stages not looked up in the ledger"] if bill.unlooked else []
     said += [f"{bill.unknown} stages unknown until the dialogues are read (--until dialogues)"] if bill.unknown else []

@@ -13,9 +13,10 @@ from empathy import experiment, report
 from empathy.experiment import Experiment
 from empathy.lower import Lowered
 from empathy.records import Estimate
-from empathy.stages import Stage, missing
+from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 from jobs import choose
+from serving import uses
 
 
 def run(
@@ -35,6 +36,7 @@ def run(
     targets = choose.targets(lowered, until)
     store = profile.open_store()
     store.files.probe()
+    uses.note(store.files, x.name, walk(targets))
     if missing(targets, store.done):
         made = _make(x, targets, store, profile)
         print(f"made {made} stages in {store.url}", file=sys.stderr)

@@ -58,7 +58,7 @@ class Counts:
     def had(self, answer: Answer, experiment: str) -> None:
         """`answer` came from the ledger of a run of `experiment`."""
         self.from_ledger += 1
-        if answer.paid_by != experiment:
+        if answer.paid_by not in ("", experiment):
             self.shared += 1
             self.shared_tokens_in += answer.tokens_in or 0
             self.shared_tokens_out += answer.tokens_out or 0

@@ -7,15 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from empathy.specs import RepliesSpec, Teacher, VerdictsSpec
+from cluster.profile import Profile
+from empathy.specs import RepliesSpec, Rubric, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from jobs.estimate import CHARS_PER_TOKEN, MESSAGE_TOKENS, TOKENS_PER_WORD, tokens
 from jobs.estimate.held import Held
 from jobs.estimate.view import View, asked_model
-from serving.prices import Price, Prices
+from serving.prices import EMBEDDED, Price
 
-JUDGE_TOKENS = {"robust": 120.0, "paper": 12.0}
-"""Tokens of a verdict where none was measured: notes and five fields of JSON, or one line."""
+JUDGE_TOKENS = {"robust": 120.0, "paper": 12.0, "rubric": 80.0}
+"""Tokens of a verdict where none was measured: notes and five fields of JSON, one line, notes and three scores."""
 _PLACEHOLDER = re.compile(r"\{\w+\}|\$\{?\w+\}?")
 
 
@@ -44,6 +45,8 @@ class Bill:
     provider: str
     model: str
     price: Price | None
+    share: float
+    """Of the price that is paid: less than 1 through a batch API."""
     low: Amount
     high: Amount
     held: int = 0
@@ -54,19 +57,19 @@ class Bill:
         """Dollars; None without a price."""
         if self.price is None:
             return None if amount.requests else 0.0
-        return self.price.usd(amount.tokens_in, amount.tokens_out)
+        return self.share * self.price.usd(amount.tokens_in, amount.tokens_out)
 
 
-def bills(to_make: Iterable[Stage], view: View, held: Held, prices: Prices) -> list[Bill]:
-    """One a (provider, model), in the order of first use."""
+def bills(to_make: Iterable[Stage], view: View, held: Held, profile: Profile) -> list[Bill]:
+    """One a (provider, model), in the order of first use. Raises ValueError for a provider that nobody knows."""
     by_model: dict[tuple[str, str], list[Stage]] = defaultdict(list)
     for stage in to_make:
         if model := asked_model(stage):
             by_model[model].append(stage)
-    return [_bill(*model, stages, view, held, prices.of(*model)) for model, stages in by_model.items()]
+    return [_bill(*model, stages, view, held, profile) for model, stages in by_model.items()]
 
 
-def _bill(provider: str, model: str, stages: list[Stage], view: View, held: Held, price: Price | None) -> Bill:
+def _bill(provider: str, model: str, stages: list[Stage], view: View, held: Held, profile: Profile) -> Bill:
     low, high, there, unknown, unlooked = Amount(), Amount(), 0, 0, 0
     for stage in stages:
         rows = view.rows(stage)
@@ -79,7 +82,9 @@ def _bill(provider: str, model: str, stages: list[Stage], view: View, held: Held
         one_low, one_high = a_row(stage, view)
         left = max(0.0, rows - (found or 0) / one_low.requests)
         low, high = low + one_low * left, high + one_high * left
-    return Bill(provider, model, price, low, high, there, unknown, unlooked)
+    place = None if provider == EMBEDDED else profile.provider(provider)
+    share = place.batch_price if place and place.batch else 1.0
+    return Bill(provider, model, profile.price_list.of(provider, model), share, low, high, there, unknown, unlooked)
 
 
 def a_row(stage: Stage, view: View) -> tuple[Amount, Amount]:
@@ -111,17 +116,20 @@ def _reply(stage: Stage, view: View) -> Iterator[Amount]:
 
 
 def _verdict(stage: Stage, view: View) -> Iterator[Amount]:
-    """One call, or as many attempts as are allowed, each answered at full length about replies at the cap."""
+    """One call about two replies (a rubric: one), or as many attempts as are allowed, each answered at full length
+    about replies at the cap."""
     spec = stage.spec
     assert isinstance(spec, VerdictsSpec)
     judge, corpus = spec.judge, view.corpus(stage)
     shown = _text(judge.template) + tokens(corpus.dialogue_chars) + 2 * MESSAGE_TOKENS
     cap = spec.cap_words * TOKENS_PER_WORD
-    replies = sum(min(cap, view.reply_tokens(stage.inputs[side], corpus)) for side in ("a", "b"))
-    expected = min(view.answer_tokens("verdicts", judge.model, JUDGE_TOKENS[judge.mode]), judge.max_tokens)
+    compared = [stage.inputs[side] for side in ("a", "b") if side in stage.inputs]
+    replies = sum(min(cap, view.reply_tokens(side, corpus)) for side in compared)
+    mode = "rubric" if isinstance(judge, Rubric) else judge.mode
+    expected = min(view.answer_tokens("verdicts", judge.model, JUDGE_TOKENS[mode]), judge.max_tokens)
     yield Amount(1, shown + replies, expected)
-    attempts = judge.attempts if judge.mode == "robust" else 1
-    yield Amount(1, shown + 2 * cap, judge.max_tokens) * attempts
+    attempts = 1 if mode == "paper" else judge.attempts
+    yield Amount(1, shown + len(compared) * cap, judge.max_tokens) * attempts
 
 
 def _text(template: str) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from empathy.judges.pairwise import ORDERS
 from empathy.methods import Case, method_of
 from empathy.records import HUMAN, Dialogue, Reply
-from empathy.specs import ExamplesSpec, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
+from empathy.specs import ExamplesSpec, ImproveLlm, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from jobs.estimate import REPLY_WORDS, TOKENS_PER_WORD, tokens
@@ -71,7 +70,7 @@ class View:
         corpus, spec = self.corpus(stage), stage.spec
         if isinstance(spec, VerdictsSpec):
             n = corpus.count(spec.split)
-            return None if n is None else n * len(ORDERS[spec.judge.mode]) * spec.judge.repeats
+            return None if n is None else n * spec.judge.calls
         if isinstance(spec, RepliesSpec):
             n = corpus.count(spec.split)
             samples = spec.responder.samples if isinstance(spec.responder, Teacher) else 1
@@ -93,9 +92,12 @@ class View:
         assert isinstance(spec, ExamplesSpec)
         method = method_of(spec.method)
         each = len(method.teaches(spec.method, spec.purpose)) if spec.objective == "sft" else 1
-        if not corpus.whole:
-            n = corpus.count(spec.split)
+        n = corpus.count(spec.split)
+        if n is None or not corpus.whole or spec.good is not None:  # a judge's score decides: at most all of them
             return None if n is None else n * each
+        if isinstance(spec.method, ImproveLlm) and spec.method.division == "random":
+            for_sft = round(spec.method.sft_share * n)
+            return n if spec.purpose == "heldout" else each * (for_sft if spec.objective == "sft" else n - for_sft)
         learned, initial = (stage.inputs.get(name) for name in ("replies", "initial"))
         cases = (Case(d, _said(learned, d), _said(initial, d)) for d in corpus.on(spec.split))
         return each * sum(method.selects(spec.method, spec.objective, spec.purpose, c) is True for c in cases)

@@ -33,7 +33,7 @@ def test_planning_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
 def test_plan_counts_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store")]) == 0
     said = capsys.readouterr().out
-    assert "2 trained students, 29 stages, 29 to make" in said
+    assert "2 trained students (1 arm x 2 regimes x 1 student x 1 seed); 29 stages, 29 to make" in said
     assert not (tmp_path / "store").exists()
 
 
@@ -102,7 +102,7 @@ def test_explain_refuses_an_ambiguous_prefix(tmp_path: Path) -> None:
 
 def test_the_shipped_code_is_small_and_whole(tmp_path: Path) -> None:
     submit._pack(tmp_path, [tiny_file(tmp_path / "x")])
-    assert (tmp_path / "empathy" / "specs.py").is_file()
+    assert (tmp_path / "empathy" / "stages.py").is_file()
     assert (tmp_path / "tiny.toml").is_file()
     assert not list(tmp_path.rglob("__pycache__"))
 

@@ -1,0 +1,153 @@
+"""What was spent, by experiment, model and day, and what sharing saved, at today's prices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster import profile as profiles
+from cluster.profile import Profile
+from empathy.store import Artifact, Store
+from serving.prices import Prices
+from serving.spending import UNKNOWN, spending
+from serving.uses import uses
+
+
+@dataclass(frozen=True)
+class Sum:
+    """`unpriced` requests are of models whose price nobody told: they are in no dollars. `uncounted` ones came without
+    token counts: they are in no tokens."""
+
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float = 0.0
+    unpriced: int = 0
+    uncounted: int = 0
+
+    def __add__(self, other: Sum) -> Sum:
+        mine, theirs = vars(self), vars(other)
+        return Sum(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True)
+class Paid:
+    """A group of replies that are alike."""
+
+    experiment: str
+    provider: str
+    model: str
+    day: str
+    sum: Sum
+
+
+def ledger(on: str | None, store_url: str | None) -> int:
+    """Print the tables."""
+    profile = profiles.load(on, store_url)
+    store = profile.open_store()
+    print("\n".join(_lines(store, profile)))
+    return 0
+
+
+def _lines(store: Store, profile: Profile) -> Iterator[str]:
+    paid = [_paid(row, profile.price_list) for row in spending(store.files).iter_rows(named=True)]
+    if not paid:
+        yield f"no paid replies in {store.url}"
+        return
+    total = sum((p.sum for p in paid), Sum())
+    yield f"{total.requests:,} replies in {store.url}, in US dollars at the prices below, whatever was paid then"
+    saved = savings(store, profile.price_list)
+    yield from ("", *_table("experiment", paid, lambda p: p.experiment))
+    yield from ("", *_table("model", paid, lambda p: f"{p.provider} {p.model}"))
+    yield from ("", *_table("day (UTC)", paid, lambda p: p.day))
+    yield from ("", *_saved(saved))
+    yield from ("", *_prices(paid, profile.price_list))
+
+
+def _paid(row: dict[str, Any], prices: Prices) -> Paid:
+    price = prices.of(row["provider"], row["model"])
+    usd = row["price"] * price.usd(row["tokens_in"], row["tokens_out"]) if price else 0.0
+    unpriced = 0 if price else row["requests"]
+    sums = Sum(row["requests"], row["tokens_in"], row["tokens_out"], usd, unpriced, row["uncounted"])
+    return Paid(row["experiment"], row["provider"], row["model"], str(row["day"]), sums)
+
+
+def _table(title: str, paid: list[Paid], by: Callable[[Paid], str]) -> Iterator[str]:
+    sums: dict[str, Sum] = defaultdict(Sum)
+    for p in paid:
+        sums[by(p)] += p.sum
+    yield _head(title)
+    yield from (_row(name, sums[name]) for name in sorted(sums))
+    if len(sums) > 1:
+        yield _row("all", sum(sums.values(), Sum()))
+
+
+def _head(title: str) -> str:
+    return f"{title:<40}{'requests':>11}{'tokens in':>14}{'tokens out':>14}{'US dollars':>13}"
+
+
+def _row(name: str, s: Sum) -> str:
+    usd = f"{s.usd:,.2f}" if not s.unpriced else "unknown" if s.unpriced == s.requests else f">= {s.usd:,.2f}"
+    more = f"  {s.uncounted:,} without token counts" if s.uncounted else ""
+    return f"{name:<40}{s.requests:>11,}{s.tokens_in:>14,}{s.tokens_out:>14,}{usd:>13}{more}"
+
+
+def _prices(paid: list[Paid], prices: Prices) -> Iterator[str]:
+    yield "prices, in US dollars a million tokens"
+    for provider, model in sorted({(p.provider, p.model) for p in paid}):
+        price = prices.of(provider, model)
+        if price is None:
+            said = f'unknown: add [prices."{model}"] to the profile'
+        elif price.as_of == "always":
+            said = "no bill: our own"
+        else:
+            said = f"{price.usd_per_million_in:g} in, {price.usd_per_million_out:g} out, as of {price.as_of}"
+        yield f"  {provider + ' ' + model:<38}{said}"
+
+
+# ---------------------------------------------------------------- sharing
+
+
+def savings(store: Store, prices: Prices) -> dict[str, Sum]:
+    """Experiment -> what others had paid for and it did not have to, in the stages that are finished: at least this.
+
+    Two ways: a stage that another experiment had made is used whole; and in making its own stages, single replies came
+    from the ledger that another had bought. What nobody's name stands on is left out.
+    """
+    saved: dict[str, Sum] = defaultdict(Sum)
+    users = uses(store.files)
+    for artifact in (a for kind in ("replies", "verdicts") for a in store.artifacts(kind)):
+        maker, counts = artifact.manifest["made"].get("experiment") or UNKNOWN, artifact.counts
+        asked = _asked(artifact)
+        if asked is None or maker == UNKNOWN:
+            continue
+        shared = Sum(counts.get("shared", 0), counts.get("shared_tokens_in", 0), counts.get("shared_tokens_out", 0))
+        bought = Sum(counts.get("calls", 0), counts.get("tokens_in", 0), counts.get("tokens_out", 0))
+        saved[maker] += _priced(shared, *asked, prices)
+        for user, stages in users.items():
+            if user != maker and f"{artifact.kind}/{artifact.key}" in stages:
+                saved[user] += _priced(shared + bought, *asked, prices)
+    return {name: s for name, s in sorted(saved.items()) if s.requests}
+
+
+def _asked(artifact: Artifact) -> tuple[str, str] | None:
+    spec = artifact.identity["spec"]
+    who = spec.get("judge") or spec.get("responder")
+    return (who["provider"], who["model"]) if "provider" in who else None
+
+
+def _priced(s: Sum, provider: str, model: str, prices: Prices) -> Sum:
+    price = prices.of(provider, model)
+    if price is None:
+        return s + Sum(unpriced=s.requests)
+    return s + Sum(usd=price.usd(s.tokens_in, s.tokens_out))
+
+
+def _saved(saved: dict[str, Sum]) -> Iterator[str]:
+    if not saved:
+        yield "sharing: no experiment has used yet what another one paid for"
+        return
+    yield _head("saved by sharing (at least)")
+    yield from (_row(name, s) for name, s in saved.items())
