@@ -1,0 +1,41 @@
+"""[data]: which dialogues, and which of them are the test."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from empathy import screens
+from empathy.experiment.sections import Section
+from empathy.sources import Source
+from empathy.specs import SplitSpec
+
+
+def _split(value: Any) -> Any:
+    """`split = "paper"` is short for `split = { type = "paper" }`."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+SplitField = Annotated[SplitSpec, BeforeValidator(_split)]
+
+
+class Data(Section):
+    """Which dialogues, and which of them are the test."""
+
+    source: Source
+    split: SplitField
+    limit: int | None = Field(None, ge=1)
+    part_rows: int = Field(256, ge=1)
+    seed: int = 0
+    screens: tuple[str, ...] = ()
+    """Names of `empathy.screens` that drop a reply from training; () keeps all."""
+    max_dropped: float = Field(0.2, ge=0, le=1)
+
+    @field_validator("screens")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [n for n in names if n not in screens.NAMES]
+        if unknown:
+            raise ValueError(f"unknown screen {unknown[0]!r}; there are {', '.join(screens.NAMES)}")
+        return names

@@ -1,0 +1,21 @@
+"""What every table of an experiment file is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+class Section(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def listed(value: Any) -> Any:
+    """A single value is short for a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+LISTED = BeforeValidator(listed)
