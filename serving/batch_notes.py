@@ -17,6 +17,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 
 from empathy.files import Files
+from serving.providers import Provider
 
 OPEN, CLOSED = "ledger/batches/open", "ledger/batches/closed"
 _PREFIX = "batch-"
@@ -48,9 +49,19 @@ class Note:
         return _PREFIX + self.id
 
 
-def new_note(provider: str, base_url: str, model: str, key: str | None, keeper: str, experiment: str) -> Note:
+def new_note(provider: Provider, model: str, keeper: str, experiment: str) -> Note:
+    """A note with an id of its own, not yet in the store."""
     ident = hashlib.sha1(uuid.uuid4().bytes, usedforsecurity=False).hexdigest()
-    return Note(ident, provider, base_url, model, key_mark(key, ident), time.time(), (keeper,), experiment)
+    return Note(
+        id=ident,
+        provider=provider.name,
+        base_url=provider.base_url,
+        model=model,
+        key_mark=key_mark(provider.key(), ident),
+        made_at=time.time(),
+        keepers=(keeper,),
+        experiment=experiment,
+    )
 
 
 def key_mark(key: str | None, ident: str) -> str | None:

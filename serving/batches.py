@@ -185,10 +185,7 @@ class Batches:
         return sum(provider == lane[0] for provider, _ in lanes) < self._batching(lane[0]).at_once
 
     def _new_basket(self, lane: Lane) -> _Basket:
-        provider = self._providers[lane[0]]
-        note = batch_notes.new_note(
-            *lane, provider.base_url, provider.key(), keeper=self._ledger.writer, experiment=self._ledger.experiment
-        )
+        note = batch_notes.new_note(self._providers[lane[0]], lane[1], self._ledger.writer, self._ledger.experiment)
         path = self._folder / f"{note.id}.jsonl"
         self._baskets[lane] = basket = _Basket(note, path, open(path, "wb"))  # noqa: SIM115 (closed when it is sent)
         return basket
