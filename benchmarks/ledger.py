@@ -61,7 +61,7 @@ class NoLedger(Ledger):
 
 
 def request(number: int, series: int = 0) -> Request:
-    return Request("scripted", "rule-teacher", (Turn("user", f"{PROMPT}My dog number {number} of {series} died."),))
+    return Request("scripted", "rule-teacher-1", (Turn("user", f"{PROMPT}My dog number {number} of {series} died."),))
 
 
 def asking(number: int, series: int = 0) -> Asking[Answer]:
@@ -79,7 +79,7 @@ async def driven(count: int, series: int, provider: Provider, ledger: Ledger) ->
 def append(files: Files, count: int) -> None:
     with Ledger(files) as ledger:
         for k in range(count):
-            ledger.record(request(k), Answer(REPLY, "stop", "rule-teacher", 120, 40))
+            ledger.record(request(k), Answer(REPLY, "stop", "rule-teacher-1", 120, 40))
 
 
 def cpu_and_wall_s(work: Callable[[], Any]) -> tuple[float, float]:

@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     add("doctor", _doctor, "check machine, packages, store, providers and (if given) an experiment", file="?")
     serve = add("serve", _serve, "put students behind an OpenAI-compatible endpoint", file=False)
     serve.add_argument(
-        "students", nargs="+", help="names as `empathy plan` lists them, e.g. tiny tiny-sft-direct-rule-teacher"
+        "students", nargs="+", help="names as `empathy plan` lists them, e.g. tiny tiny-sft-direct-rule-teacher-1"
     )
     serve.add_argument("--file", required=True, help="the experiment whose students these are")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")

@@ -26,7 +26,7 @@ from aiohttp import web
 from empathy.records import Turn
 from serving.rules import judge, teacher
 
-MODELS = {"rule-teacher": teacher.reply, "rule-judge": judge.reply}
+MODELS = {teacher.NAME: teacher.reply, judge.NAME: judge.reply}
 Fault = Literal[
     "", "400", "401", "402", "403", "429", "500", "529", "hang", "drip", "reset", "html", "broken", "no_choices",
     "empty", "length", "refusal", "content_filter", "other_model", "dated_model",
@@ -92,13 +92,13 @@ class Engine:
         try:
             body = orjson.loads(await request.read())
             ident = request_id(body)
-            messages = tuple(Turn(m["role"], m["content"]) for m in body["messages"])
-            text = MODELS[body["model"]](messages)
-        except (ValueError, KeyError, TypeError) as error:  # not a chat, another model, or no prompt of our judges
-            return _json(
-                {"error": {"code": "bad_request", "message": f"not a chat request for {', '.join(MODELS)}: {error!r}"}},
-                400,
-            )
+            messages, model = tuple(Turn(m["role"], m["content"]) for m in body["messages"]), str(body["model"])
+            if model not in MODELS:
+                said = f"model = {model!r} is not here: these rules are {' and '.join(MODELS)}; name one of them"
+                return _json({"error": {"code": "model_not_found", "message": said}}, 404)
+            text = MODELS[model](messages)
+        except (ValueError, KeyError, TypeError) as error:  # not a chat, or no prompt of our judges
+            return _json({"error": {"code": "bad_request", "message": f"not a chat request: {error!r}"}}, 400)
         secret = request.headers.get("Authorization", "")
         self.keys_seen += bool(secret)
         self.asked[ident] += 1

@@ -20,7 +20,7 @@ from serving.providers import Provider
 
 
 def request(number: int, earlier: tuple[Turn, ...] = ()) -> Request:
-    return Request("scripted", "rule-teacher", (*earlier, Turn("user", f"My dog number {number} died and I am sad.")))
+    return Request("scripted", "rule-teacher-1", (*earlier, Turn("user", f"My dog number {number} died and I am sad.")))
 
 
 def asking(number: int, turns: int) -> Asking[str]:

@@ -19,7 +19,7 @@ split     = {{ type = "random", test_fraction = 0.25 }}
 part_rows = 8
 [teacher]
 provider        = "embedded"
-model           = "rule-teacher"
+model           = "rule-teacher-1"
 unrated_is_good = true
 [students.tiny]
 init  = "random"
@@ -36,7 +36,7 @@ dpo = {{ learning_rate = 1e-4, epochs = 1, batch_examples = 8 }}
 max_tokens = 16
 [judge]
 provider = "embedded"
-models   = ["rule-judge"]
+models   = ["rule-judge-1"]
 [[arms]]
 method = "direct"
 [grid]

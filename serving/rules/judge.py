@@ -1,5 +1,5 @@
-"""rule-judge: which of two replies shows more empathy, or how much one shows, by rules on words; both orders give the
-same verdict.
+"""The embedded judge: which of two replies shows more empathy, or how much one shows, by rules on words; both orders
+give the same verdict.
 
 Every score saturates, so that length earns nothing by itself. It answers the prompts of `empathy.judges`.
 """
@@ -17,6 +17,10 @@ from empathy.judges.shown import DIMENSIONS, Shown, read_prompt
 from empathy.records import Turn
 from serving.rules.feelings import BY_NAME, feelings_in, words_of
 from serving.rules.teacher import content_words
+
+NAME = "rule-judge-1"
+"""Its model name, revision included: verdicts are kept in ledgers under it, so raise the number with every change of
+these rules, of `feelings` or of `teacher.content_words`."""
 
 UNDERSTANDING = re.compile(
     r"\b(?:sounds? (?:like|so|really|very)|(?:that|it|this) must|must (?:be|feel|have)|makes? sense|no wonder"

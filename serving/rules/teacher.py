@@ -1,5 +1,5 @@
-"""rule-teacher: an empathetic reply by rules. It reflects a detail, names and shares the feeling, and offers help or
-asks.
+"""The embedded teacher: an empathetic reply by rules. It reflects a detail, names and shares the feeling, and offers
+help or asks.
 
 It reads a chat, or a prompt with lines "Speaker: ..." / "Listener: ..." and, to improve a reply, a line that begins
 "Reply:".
@@ -13,6 +13,10 @@ from collections.abc import Sequence
 
 from empathy.records import Turn
 from serving.rules.feelings import Feeling, feeling_of_word, main_feeling, words_of
+
+NAME = "rule-teacher-1"
+"""Its model name, revision included: replies are kept in ledgers under it, so raise the number with every change of
+these rules or of `feelings`."""
 
 _SPEAKER = re.compile(r"^[ \t>*\"]*(?:speaker|user|person)[ \t]*:[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
 _REPLY = re.compile(

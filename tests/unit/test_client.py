@@ -26,7 +26,7 @@ KEY = "sk-planted-0123456789abcdef"
 
 
 def request(number: int, sample: int = 0) -> Request:
-    return Request("scripted", "rule-teacher", (Turn("user", f"My dog number {number} died."),), sample=sample)
+    return Request("scripted", "rule-teacher-1", (Turn("user", f"My dog number {number} died."),), sample=sample)
 
 
 def asking(one: Request) -> Asking[Answer]:
@@ -189,18 +189,18 @@ def test_another_model_than_asked_for_is_an_alarm_until_it_is_allowed(
     scripted: Callable[..., Scripted], files: Files
 ) -> None:
     server = scripted(fault="other_model", first=0)
-    with pytest.raises(ProviderStopped, match=r"asked for model 'rule-teacher', 'some-other-model' answered.*served"):
+    with pytest.raises(ProviderStopped, match=r"asked for model 'rule-teacher-1', 'some-other-model' answered.*served"):
         run(rows(1), provider(server), files)
     allowed = provider(server, served=("some-other-model",))
     assert run(rows(1), allowed, files)["1"].model_served == "some-other-model"
     assert server.counts()["total"] == 1  # the reply was paid for: allowing it costs nothing
     mended = scripted()
-    assert run(rows(1), provider(mended), files)["1"].model_served == "rule-teacher"
+    assert run(rows(1), provider(mended), files)["1"].model_served == "rule-teacher-1"
 
 
 def test_the_dated_version_of_a_model_is_that_model(scripted: Callable[..., Scripted], files: Files) -> None:
     server = scripted(fault="dated_model")
-    assert run(rows(1), provider(server), files)["1"].model_served == "rule-teacher-2024-08-06"
+    assert run(rows(1), provider(server), files)["1"].model_served == "rule-teacher-1-2024-08-06"
     place = Provider("p", "http://localhost")
     accepted = [place.accepts(asked, served) for asked, served in [
         ("gpt-4o", "gpt-4o-2024-08-06"), ("gpt-4", "gpt-4-0613"), ("gemini-1.5-pro", "gemini-1.5-pro-002"), ("m", None),
@@ -269,7 +269,7 @@ def test_what_a_generator_raises_ends_the_run_and_what_is_in_flight_is_kept(
 
 
 def test_a_text_that_no_json_can_carry_costs_one_row(scripted: Callable[..., Scripted], files: Files) -> None:
-    bad = Request("scripted", "rule-teacher", (Turn("user", "half a pair \ud800"),))
+    bad = Request("scripted", "rule-teacher-1", (Turn("user", "half a pair \ud800"),))
     server = scripted()
     answers = run([("bad", asking(bad)), *rows(1)], provider(server), files)
     assert "cannot be encoded" in answers["bad"].refused

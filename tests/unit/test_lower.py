@@ -84,7 +84,7 @@ def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
     (folder / "naive.toml").write_text(
         'name = "naive"\n[[wordings]]\nturns = ["Make it kinder.\\n{dialogue}\\nReply: {reply}"]\n'
     )
-    teacher = {"provider": "embedded", "model": "rule-teacher", "prompts": str(folder)}
+    teacher = {"provider": "embedded", "model": "rule-teacher-1", "prompts": str(folder)}
     after = lower(tiny(tmp_path, arms=arms, teacher=teacher))
     remade = [s for s in stages(after) if s.key not in keys(before)]
     assert remade
@@ -101,7 +101,7 @@ def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
     [
         ({"arms": [{"method": "improve_human", "strategy": ["naiv"]}]}, r"naiv.*naive"),
         ({"arms": [{"method": "improve_human"}]}, r"strategy"),
-        ({"arms": [{"method": "direct", "teacher": "gpt-5"}]}, r"arms\.teacher = 'gpt-5'.*rule-teacher"),
+        ({"arms": [{"method": "direct", "teacher": "gpt-5"}]}, r"arms\.teacher = 'gpt-5'.*rule-teacher-1"),
         ({"teacher": None}, r"\[teacher\]"),
         ({"grid": {"student": ["big"]}}, r"grid\.student = 'big'.*tiny"),
         ({"data__screens": ["emty"]}, r"emty.*empty"),
@@ -124,7 +124,7 @@ def test_missing_data_file_is_refused_at_the_door(tmp_path: Path) -> None:
 
 def test_served_names(tmp_path: Path) -> None:
     lowered = lower(tiny(tmp_path))
-    assert set(lowered.checkpoints) == {"tiny", "tiny-sft-direct-rule-teacher", "tiny-sft-dpo-direct-rule-teacher"}
+    assert set(lowered.checkpoints) == {"tiny", "tiny-sft-direct-rule-teacher-1", "tiny-sft-dpo-direct-rule-teacher-1"}
 
 
 def test_shipped_experiments_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

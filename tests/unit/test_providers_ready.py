@@ -15,7 +15,7 @@ from tests.experiments import tiny
 
 def test_models_by_provider(tmp_path: Path) -> None:
     stages = walk([lower(tiny(tmp_path)).report])
-    assert providers.models(stages) == {"embedded": {"rule-teacher", "rule-judge"}}
+    assert providers.models(stages) == {"embedded": {"rule-teacher-1", "rule-judge-1"}}
 
 
 def test_a_missing_key_is_named_and_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_the_two_types_of_judge_are_told_apart_and_keep_their_keys() -> None:
 
 
 def test_the_embedded_judge_answers_over_http(tmp_path: Path) -> None:
-    embedded = RUBRIC.model_copy(update={"provider": "embedded", "model": "rule-judge"})
+    embedded = RUBRIC.model_copy(update={"provider": "embedded", "model": "rule-judge-1"})
     askings = [(t, judges.score(embedded, CASE, treat(t, 97))) for t in (WARM, COLD)]
 
     async def work(server: Scripted) -> dict[str, Score]:

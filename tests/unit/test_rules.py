@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -13,6 +15,7 @@ from empathy.records import Dialogue, Turn
 from empathy.specs import Judge
 from serving.rules import judge, teacher
 from serving.rules.feelings import main_feeling
+from serving.scripted import Scripted
 
 SAID = "My dog died last week and I can't stop crying."
 WARM = "I am so sorry that your dog died. That must be heartbreaking, and I am here if you want to talk."
@@ -105,6 +108,14 @@ def test_equal_replies_tie_and_paper_mode_chooses_without_looking_at_the_order()
         {"first"},
         {"second"},
     )
+
+
+def test_another_revision_than_the_one_here_is_404_and_told_the_current_one() -> None:
+    body = json.dumps({"model": "rule-teacher-0", "messages": [{"role": "user", "content": SAID}]}).encode()
+    with Scripted() as server, pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.url}/chat/completions", data=body)
+    assert refused.value.code == 404
+    assert f"{teacher.NAME} and {judge.NAME}" in json.loads(refused.value.read())["error"]["message"]
 
 
 def test_what_is_no_pairwise_prompt_is_refused() -> None:

@@ -40,8 +40,8 @@ def dialogues(store: Store) -> Stage:
 
 
 def teaching(store: Store) -> Stage:
-    teacher = Teacher(provider="scripted", model="rule-teacher", turns=("{dialogue}\n\nAnswer the speaker.",))
-    return Stage(RepliesSpec(responder=teacher), {"dialogues": dialogues(store)}, label="rule-teacher direct")
+    teacher = Teacher(provider="scripted", model="rule-teacher-1", turns=("{dialogue}\n\nAnswer the speaker.",))
+    return Stage(RepliesSpec(responder=teacher), {"dialogues": dialogues(store)}, label="rule-teacher-1 direct")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_each_dialogue_is_answered_once_and_in_order(store: Store, server: Scrip
     answered = list(artifact.read(Reply))
     assert [r.dialogue_id for r in answered] == [f"d{part}{k}" for part in range(PARTS) for k in range(len(SAID))]
     assert "dog" in answered[0].text
-    assert {r.model_served for r in answered} == {"rule-teacher"}
+    assert {r.model_served for r in answered} == {"rule-teacher-1"}
     assert [p.rows for p in artifact.parts] == [5, 5, 5]
     assert artifact.counts["calls"] == 15
     assert (said[0], sorted(said)[-1]) == ((0, 15), (15, 15))
@@ -87,7 +87,7 @@ def test_another_stage_with_the_same_requests_pays_nothing(store: Store, server:
 
 def test_finished_parts_are_kept_and_the_rest_is_made(store: Store, server: Scripted) -> None:
     stage = teaching(store)
-    kept = [Reply(f"d1{k}", "rule-teacher", f"kept {k}") for k in range(PART_ROWS)]
+    kept = [Reply(f"d1{k}", "rule-teacher-1", f"kept {k}") for k in range(PART_ROWS)]
     store.writer(stage).write_records(1, kept, Reply)
     assert make(stage, store, server)[0] == (5, 15)
     assert [r.text for r in store.get(stage).read(Reply, 1)] == [r.text for r in kept]

@@ -176,7 +176,7 @@ def test_serving_an_unknown_student_names_those_there_are(
     words = ["serve", "tinny", "--file", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store")]
     message = refused(words, capsys)
     assert "student = 'tinny'" in message
-    assert "tiny-sft-direct-rule-teacher" in message
+    assert "tiny-sft-direct-rule-teacher-1" in message
 
 
 @pytest.mark.usefixtures("no_ray")

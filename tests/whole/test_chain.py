@@ -20,7 +20,7 @@ from tests.whole.conftest import Finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-STUDENTS = ("tiny", "tiny-sft-direct-rule-teacher", "tiny-sft-dpo-direct-rule-teacher")
+STUDENTS = ("tiny", "tiny-sft-direct-rule-teacher-1", "tiny-sft-dpo-direct-rule-teacher-1")
 
 
 def test_it_ends_with_a_headline_and_a_report_that_names_the_stand_ins(finished: Finished) -> None:
@@ -30,8 +30,8 @@ def test_it_ends_with_a_headline_and_a_report_that_names_the_stand_ins(finished:
     assert page == finished.work.folder / "reports" / "tiny" / "report.html"
     text = page.read_text()
     banner = text[text.index("Stand-ins.") :].split("</div>")[0]
-    assert "rule-teacher" in banner
-    assert "rule-judge" in banner
+    assert "rule-teacher-1" in banner
+    assert "rule-judge-1" in banner
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text), "the page must not load anything"
 
 

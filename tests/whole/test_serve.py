@@ -16,7 +16,7 @@ from tests.whole.conftest import Finished
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 KEY = "a key of this test"
-BASE, STUDENT = "tiny", "tiny-sft-dpo-direct-rule-teacher"
+BASE, STUDENT = "tiny", "tiny-sft-dpo-direct-rule-teacher-1"
 
 
 @pytest.fixture(scope="module")
