@@ -1,4 +1,5 @@
-"""The replies stage, as far as it needs no GPU: replies recorded with the data, and what is asked of a teacher."""
+"""The replies stage, as far as it needs no GPU: replies recorded with the data, what is asked of a teacher, and both
+pooled."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from empathy.prompts import fill, rewrites
 from empathy.records import HUMAN, Dialogue, Reply, Turn
 from empathy.requests import Answer, Asking, Request
-from empathy.specs import Recorded, RepliesSpec, Teacher
+from empathy.specs import Pooled, Recorded, RepliesSpec, Teacher
+from empathy.splits import draw
 from empathy.stages import Stage
 
 if TYPE_CHECKING:  # pyarrow is slow to load
@@ -43,6 +46,33 @@ def recorded(stage: Stage, store: Store, writer: Writer) -> None:
             f"teacher = {responder!r}: the data holds no replies of it; responders recorded there: {known}"
         )
     writer.commit()
+
+
+def pooled(stage: Stage, store: Store, writer: Writer) -> None:
+    """Write the replies of all inputs as samples of one stage, part by part. See `empathy.specs.Pooled`."""
+    spec = stage.spec
+    assert isinstance(spec, RepliesSpec)
+    assert isinstance(spec.responder, Pooled)
+    sources = [store.get(stage.inputs[f"of:{k}"]) for k in range(len(stage.inputs) - 1)]
+    for part in range(len(store.get(stage.inputs["dialogues"]).parts)):
+        found = [_by_dialogue(source.read(Reply, part)) for source in sources]
+        replies = [reply for ident in found[0] for reply in _turned(ident, found, spec.responder.seed)]
+        writer.write_records(part, replies, Reply, drops(replies))
+    writer.commit()
+
+
+def _by_dialogue(replies: Iterable[Reply]) -> dict[str, list[Reply]]:
+    found: dict[str, list[Reply]] = {}
+    for reply in replies:
+        found.setdefault(reply.dialogue_id, []).append(reply)
+    return found
+
+
+def _turned(ident: str, found: list[dict[str, list[Reply]]], seed: int) -> Iterator[Reply]:
+    """The replies to one dialogue, beginning with those of the source that is drawn for it."""
+    first = draw("pooled", seed, ident) % len(found)
+    ordered = [reply for source in found[first:] + found[:first] for reply in source[ident]]
+    return (replace(reply, sample=k) for k, reply in enumerate(ordered))
 
 
 def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking[Reply]]]:

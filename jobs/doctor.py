@@ -72,7 +72,7 @@ def _places(profile: Profile) -> Iterator[Check]:
 
 
 def _providers(x: Experiment, profile: Profile) -> Iterator[Check]:
-    names = {x.judge.provider} | ({x.teacher.provider} if x.teacher else set())
+    names = {asked.provider for asked in (x.judge, x.teacher, x.ratings) if asked}
     for name in sorted(names - {EMBEDDED}):
         try:
             place = profile.provider(name)

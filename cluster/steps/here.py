@@ -1,20 +1,23 @@
-"""Stages that are small enough for one process: dialogues, recorded replies, examples, the report."""
+"""Stages that are small enough for one process: dialogues, recorded and pooled replies, examples, the report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from empathy import dialogues, examples, replies, report
-from empathy.specs import Recorded, RepliesSpec
+from empathy.specs import Pooled, Recorded, RepliesSpec
 from empathy.stages import Stage
 from empathy.store import Store, Writer
 
 Make = Callable[[Stage, Store, Writer], None]
 
 
+_REPLIES: dict[type, Make] = {Recorded: replies.recorded, Pooled: replies.pooled}
+
+
 def _maker(stage: Stage) -> Make | None:
     if isinstance(stage.spec, RepliesSpec):
-        return replies.recorded if isinstance(stage.spec.responder, Recorded) else None
+        return _REPLIES.get(type(stage.spec.responder))
     makers: dict[str, Make] = {"dialogues": dialogues.make, "examples": examples.make, "report": report.make}
     return makers.get(stage.kind)
 

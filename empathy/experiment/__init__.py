@@ -6,21 +6,36 @@ is read.
 
 from __future__ import annotations
 
-import math
+from itertools import product
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from empathy import documents, prompts
 from empathy.experiment.arms import Arms, Grid, Method, Regime
-from empathy.experiment.asked import Judging, Teacher
+from empathy.experiment.asked import Judging, Ratings, Teacher
 from empathy.experiment.data import Data
 from empathy.experiment.sections import Section
 from empathy.experiment.students import DpoOptimiser, Generate, Raise, StudentModel, Train
 
 __all__ = [
-    *("Arms", "Data", "DpoOptimiser", "Experiment", "Generate", "Grid", "Judging", "Method", "Raise", "Regime"),
-    *("Report", "Section", "StudentModel", "Teacher", "Train", "load"),
+    "Arms",
+    "Data",
+    "DpoOptimiser",
+    "Experiment",
+    "Generate",
+    "Grid",
+    "Judging",
+    "Method",
+    "Raise",
+    "Ratings",
+    "Regime",
+    "Report",
+    "Section",
+    "StudentModel",
+    "Teacher",
+    "Train",
+    "load",
 ]
 
 
@@ -42,6 +57,7 @@ class Experiment(Section):
     """What is not as in the paper it follows."""
     data: Data
     teacher: Teacher | None = None
+    ratings: Ratings | None = None
     students: dict[str, StudentModel] = Field(min_length=1)
     train: Train = Train()
     generate: Generate = Generate()
@@ -55,26 +71,44 @@ class Experiment(Section):
         unknown = [n for n in self.grid.student if n not in self.students]
         if unknown:
             raise ValueError(f"grid.student = {unknown[0]!r}: no such student; there are {', '.join(self.students)}")
+        for arms in self.arms:
+            self._check_teachers(arms)
+            self._check_strategies(arms)
+        if self.ratings and self.teacher and self.teacher.unrated_is_good:
+            raise ValueError("unrated_is_good = true beside [ratings]: the judge rates every reply; remove one of them")
+        return self
+
+    def _check_teachers(self, arms: Arms) -> None:
         recorded = list(self.data.source.responders)
         asked = [self.teacher.model] if self.teacher else []
-        for teacher in [t for arms in self.arms for t in arms.teacher]:
+        for teacher in arms.teacher:
             if teacher not in recorded + asked:
                 known = ", ".join(recorded + asked) or "(none: add a [teacher] table)"
                 raise ValueError(
                     f"arms.teacher = {teacher!r}: neither recorded with the data nor [teacher] model; there are {known}"
                 )
-        folder = self.teacher.prompts if self.teacher else None
-        for strategy in [s for arms in self.arms for s in arms.strategy]:
-            if not prompts.rewrites(prompts.load(strategy, folder=folder)):
+            if teacher not in asked and arms.strategy and arms.method != ("improve_llm",):
                 raise ValueError(
-                    f"arms.strategy = {strategy!r}: its prompt has no {{reply}} to rewrite; choose one that rewrites"
+                    f"arms.teacher = {teacher!r}: recorded replies follow no strategy; leave teacher out and the "
+                    "[teacher] model is asked (with improve_llm it rewrites what was recorded)"
                 )
-        needs = [m for arms in self.arms if not arms.teacher for m in arms.method if m != "human"]
-        if needs and self.teacher is None:
+        if arms.asks and self.teacher is None:
             raise ValueError(
-                f"arms.method = {needs[0]!r} asks a teacher: add a [teacher] table, or name recorded ones in teacher"
+                f"arms.method = {arms.method[0]!r} asks a teacher: add a [teacher] table, or name recorded ones in "
+                "teacher"
             )
-        return self
+
+    def _check_strategies(self, arms: Arms) -> None:
+        folder = self.teacher.prompts if self.teacher else None
+        parts = {part: name for name in arms.strategy for part in prompts.parts(name, folder)}
+        for part, wording in product(parts, arms.wording or (0,)):
+            if prompts.rewrites(prompts.load(part, wording, folder)) != arms.rewrites:
+                fault = (
+                    "its prompt has no {reply} to rewrite; choose one that rewrites"
+                    if arms.rewrites
+                    else "its prompt rewrites a reply; with direct choose one that answers"
+                )
+                raise ValueError(f"arms.strategy = {parts[part]!r}: {fault}")
 
     @property
     def student_names(self) -> tuple[str, ...]:
@@ -83,8 +117,8 @@ class Experiment(Section):
     @property
     def cells(self) -> int:
         """How many trained students the grid has."""
-        arms = sum(len(a.method) * max(1, len(a.teacher)) * max(1, len(a.strategy)) for a in self.arms)
-        return arms * math.prod([len(self.student_names), len(self.grid.regime), len(self.grid.seed)])
+        grid = len(self.student_names) * len(self.grid.regime) * len(self.grid.seed)
+        return sum(arms.count for arms in self.arms) * grid
 
 
 def load(path: str | Path) -> Experiment:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from empathy.experiment.sections import LISTED, Section
 
@@ -20,17 +21,44 @@ class Arms(Section):
     method: Annotated[tuple[Method, ...], LISTED]
     teacher: Annotated[tuple[str, ...], LISTED] = ()
     strategy: Annotated[tuple[str, ...], LISTED] = ()
+    """Prompts (`empathy.prompts`): those that rewrite for improve_human and improve_llm, those that answer for
+    direct."""
+    wording: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LISTED] = ()
+    """Which wordings of each strategy; () is the first."""
 
     @model_validator(mode="after")
-    def _strategies(self) -> Arms:
+    def _fit(self) -> Arms:
         rewriting = [m for m in self.method if m in METHODS_THAT_REWRITE]
         if rewriting and not self.strategy:
             raise ValueError(f"method {rewriting[0]!r} rewrites replies and needs strategy = [...]")
-        if self.strategy and len(rewriting) < len(self.method):
+        if self.strategy and 0 < len(rewriting) < len(self.method):
             raise ValueError(
-                "strategy goes with improve_human and improve_llm; put other methods into [[arms]] of their own"
+                "strategy: one that rewrites does not answer, and one that answers does not rewrite; put direct into "
+                "[[arms]] of its own"
+            )
+        if "human" in self.method and (self.strategy or self.teacher):
+            raise ValueError("method 'human' has neither teacher nor strategy; put it into [[arms]] of its own")
+        if self.wording and not self.strategy:
+            raise ValueError(
+                f"wording = {list(self.wording)}: it chooses a wording of a strategy; give strategy = [...]"
             )
         return self
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether its methods improve replies."""
+        return any(m in METHODS_THAT_REWRITE for m in self.method)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the [teacher] model is needed, whatever is recorded."""
+        return bool(self.strategy) or (not self.teacher and self.method != ("human",))
+
+    @property
+    def count(self) -> int:
+        """How many arms these are."""
+        lists = (self.method, self.teacher, self.strategy, self.wording)
+        return math.prod(max(1, len(values)) for values in lists)
 
 
 class Grid(Section):

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from empathy.experiment.sections import LISTED, Section
 
+Opponent = Literal["base", "human", "teacher", "naive"]
+
 
 class Teacher(Section):
     """The model that is asked where replies are not recorded with the data."""
@@ -19,9 +21,24 @@ class Teacher(Section):
     seed: int | None = None
     prompts: str | None = None
     """A folder of TOML files that adds to or replaces the strategies of the package."""
-    wording: int = Field(0, ge=0)
     unrated_is_good: bool = False
     """Method direct without ratings of the teacher's replies: take them all as Good."""
+
+
+class Ratings(Section):
+    """A judge's scores in the place of people's ratings: which replies are Good enough to learn from.
+
+    Each reply is rated by itself, 1 to 5 in three dimensions, `calls` times; it is Good if the mean of all is `good` or
+    more. A reply whose rating cannot be read is unrated: its dialogue teaches nothing, and is counted.
+    """
+
+    provider: str = "openai"
+    model: str
+    good: float = Field(4.0, ge=1, le=5)
+    calls: int = Field(3, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    max_tokens: int = Field(400, ge=16)
+    attempts: int = Field(3, ge=1, le=3)
 
 
 class Judging(Section):
@@ -35,4 +52,6 @@ class Judging(Section):
     repeats: int = Field(1, ge=1)
     attempts: int = Field(3, ge=1, le=3)
     cap_words: int = Field(97, ge=1)
-    opponents: tuple[Literal["base", "human", "teacher"], ...] = ("base", "human", "teacher")
+    opponents: tuple[Opponent, ...] = ("base", "human", "teacher")
+    """Whom an arm is compared with. The base is compared with "human" and "teacher" too: what was there before. "naive"
+    is the arm that differs in its strategy alone."""

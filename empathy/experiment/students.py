@@ -77,6 +77,12 @@ class Train(Section):
     """SFT on the human (method 3: initial) and the learned reply, or on the learned one alone."""
     rejected: Literal["initial", "human"] = "initial"
     """Method 3's rejected reply: the paper's text, or its code."""
+    original: Literal["initial", "human"] = "initial"
+    """The reply that method 3 learns beside the improved one: the paper's text, or its code."""
+    division: Literal["ratings", "random"] = "ratings"
+    """Method 3's dialogues for SFT and for DPO: split as method 2's (the paper's text), or at random (its code: 950 of
+    1,750 for SFT)."""
+    division_seed: int = 0
 
     @property
     def how(self) -> Lora | Full:

@@ -7,18 +7,21 @@ needs and never looks for what another arm already has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 
 from empathy import dialogues
 from empathy.experiment import Experiment, Regime
 from empathy.lower.cells import Cell, Lesson, Lowered, cell_name, served_names
-from empathy.lower.judging import compared
+from empathy.lower.judging import Side, compared
 from empathy.lower.lessons import Lessons
 from empathy.lower.students import Students
 from empathy.specs import ReportSpec
 from empathy.stages import Stage
+
+NAIVE = "naive"
+"""The strategy that the others are compared with."""
 
 __all__ = ["Cell", "Lesson", "Lowered", "lower"]
 
@@ -91,13 +94,16 @@ class _Lowering:
         for j, lesson in enumerate(lessons):
             self._taught(j, lesson, heldout[j])
         for k, student in enumerate(dict.fromkeys(w.student for w in self.wanted)):
-            base, mine = self._base(k, student), [w for w in self.wanted if w.student == student]
-            for j in dict.fromkeys(number[w.lesson.name] for w in mine):
+            mine = [w for w in self.wanted if w.student == student]
+            numbers = list(dict.fromkeys(number[w.lesson.name] for w in mine))
+            self._base(k, student, numbers)
+            for j in numbers:
                 self._scores(f"base{k}", self.bases[student], j, lessons[j], heldout[j])
             for wanted in mine:
                 cell, j = self._cell(wanted), number[wanted.lesson.name]
-                self._compared(cell, j, {f"base{k}": base})
                 self._scores(cell.slot, cell.checkpoint, j, cell.lesson, heldout[j])
+            for cell in self.cells[-len(mine) :]:
+                self._compared(cell, k, number[cell.lesson.name])
         r = self.x.report
         spec = ReportSpec(bootstrap=r.bootstrap, seed=r.seed, examples_shown=r.examples_shown)
         report = Stage(spec, self.inputs, locator=self.names, label="report")
@@ -112,13 +118,16 @@ class _Lowering:
             if lesson.teacher or objective == "sft":
                 self.inputs[f"heldout:{objective}:{j}"] = stage
 
-    def _base(self, k: int, student: str) -> Stage:
-        """Its answers."""
+    def _base(self, k: int, student: str, lessons: list[int]) -> None:
+        """The base's answers, and how they compare with people's and with the teachers' of its students: what was
+        there before."""
+        slot, name = f"base{k}", f"{student} (base)"
         base = self.bases[student] = self.students.base(student)
         replies = self.students.answers(base, f"{student} base answers")
-        self.names[f"base{k}"] = f"{student} (base)"
-        self.inputs |= {f"base{k}:checkpoint": base, f"base{k}:replies": replies}
-        return replies
+        self.names[slot] = name
+        self.inputs |= {f"{slot}:checkpoint": base, f"{slot}:replies": replies}
+        opponents = self._human() | {s: r for j in lessons for s, r in self._teacher(j).items()}
+        self.inputs |= compared(self.x, self.dialogues, Side(slot, replies, name), opponents)
 
     def _cell(self, wanted: _Wanted) -> Cell:
         slot, label = (
@@ -133,15 +142,24 @@ class _Lowering:
         self.inputs |= {f"{slot}:checkpoint": tuned, f"{slot}:replies": replies}
         return cell
 
-    def _compared(self, cell: Cell, j: int, base: dict[str, Stage]) -> None:
-        wanted, opponents = self.x.judge.opponents, dict[str, Stage]()
-        if "base" in wanted:
-            opponents |= base
-        if "human" in wanted:
-            opponents["human"] = self.human
-        if "teacher" in wanted and cell.lesson.teacher and cell.lesson.learned:
-            opponents[f"teacher:{j}"] = cell.lesson.learned
-        self.inputs |= compared(self.x, self.dialogues, cell, opponents)
+    def _compared(self, cell: Cell, k: int, j: int) -> None:
+        base = {f"base{k}": self.inputs[f"base{k}:replies"]} if "base" in self.x.judge.opponents else {}
+        opponents = base | self._human() | self._teacher(j) | self._naive(cell)
+        self.inputs |= compared(self.x, self.dialogues, Side(cell.slot, cell.replies, cell.name), opponents)
+
+    def _human(self) -> dict[str, Stage]:
+        return {"human": self.human} if "human" in self.x.judge.opponents else {}
+
+    def _teacher(self, j: int) -> dict[str, Stage]:
+        slot, wanted = f"teacher:{j}", "teacher" in self.x.judge.opponents
+        return {slot: self.inputs[f"{slot}:replies"]} if wanted and f"{slot}:replies" in self.inputs else {}
+
+    def _naive(self, cell: Cell) -> dict[str, Stage]:
+        """The arm that differs in its strategy alone, which is the naive one."""
+        if "naive" not in self.x.judge.opponents or cell.lesson.strategy in (None, NAIVE):
+            return {}
+        naive = cell_name(cell.student, cell.regime, replace(cell.lesson, strategy=NAIVE), cell.seed)
+        return {c.slot: c.replies for c in self.cells if c.name == naive}
 
     def _scores(self, slot: str, checkpoint: Stage, j: int, lesson: Lesson, heldout: dict[str, Stage]) -> None:
         """Held-out likelihood and preference accuracy."""

@@ -14,7 +14,8 @@ from empathy.stages import Stage
 class Lesson:
     """What a student is to learn, apart from who learns it: a method, whose replies, and which strategy.
 
-    `learned` are the replies to become like, `initial` what they improved on (method 3).
+    `learned` are the replies to become like, `initial` what they improved on (method 3). `wording` is None where the
+    arms choose none.
     """
 
     method: MethodSpec
@@ -22,11 +23,18 @@ class Lesson:
     strategy: str | None
     learned: Stage | None
     initial: Stage | None = None
+    wording: int | None = None
+
+    @property
+    def factors(self) -> dict[str, str]:
+        """What tells it from other lessons, as far as it has it."""
+        wording = None if self.wording is None else str(self.wording)
+        found = {"method": self.method.type, "teacher": self.teacher, "strategy": self.strategy, "wording": wording}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def name(self) -> str:
-        parts = {"method": self.method.type, "teacher": self.teacher, "strategy": self.strategy}
-        return " ".join(f"{k}={v}" for k, v in parts.items() if v)
+        return " ".join(f"{k}={v}" for k, v in self.factors.items())
 
 
 def cell_name(student: str, regime: Regime, lesson: Lesson, seed: int) -> str:
@@ -67,8 +75,7 @@ def served_names(cells: Iterable[Cell], bases: Mapping[str, Stage], seeds: int) 
     """ "tiny" is a base; "tiny-sft-direct-gpt-4" a student, with its seed when the grid has several (`seeds`)."""
     names = dict(bases)
     for cell in cells:
-        lesson = cell.lesson
-        parts = [cell.student, cell.regime.replace("+", "-"), lesson.method.type, lesson.teacher, lesson.strategy]
-        parts += [f"seed{cell.seed}"] if seeds > 1 else []
-        names["-".join(p for p in parts if p)] = cell.checkpoint
+        taught = [f"wording{v}" if k == "wording" else v for k, v in cell.lesson.factors.items()]
+        parts = [cell.student, cell.regime.replace("+", "-"), *taught, *([f"seed{cell.seed}"] if seeds > 1 else [])]
+        names["-".join(parts)] = cell.checkpoint
     return names

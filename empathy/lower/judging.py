@@ -1,20 +1,30 @@
-"""Who is compared with whom, by which judges."""
+"""Who is compared with whom by which judges, and whose replies are rated."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from empathy import judges
-from empathy.experiment import Experiment
-from empathy.lower.cells import Cell
-from empathy.specs import Judge, VerdictsSpec
+from empathy.experiment import Experiment, Ratings
+from empathy.specs import Judge, Rubric, VerdictsSpec
 from empathy.stages import Stage
 
 
-def compared(x: Experiment, dialogues: Stage, cell: Cell, opponents: dict[str, Stage]) -> dict[str, Stage]:
-    """Inputs of the report: the verdicts on a cell against each opponent (slot -> replies), a judge each."""
+@dataclass(frozen=True)
+class Side:
+    """Somebody who is compared: the slot in the report, the replies, and what people call them."""
+
+    slot: str
+    replies: Stage
+    name: str
+
+
+def compared(x: Experiment, dialogues: Stage, side: Side, opponents: dict[str, Stage]) -> dict[str, Stage]:
+    """Inputs of the report: the verdicts on one side against each opponent (slot -> replies), a judge each."""
     several = len(x.judge.models) > 1
     return {
-        f"{cell.slot}:verdicts:{opponent}" + (f":judge{i}" if several else ""): _verdicts(
-            x, model, {"dialogues": dialogues, "a": cell.replies, "b": theirs}, f"{cell.name} against {opponent}"
+        f"{side.slot}:verdicts:{opponent}" + (f":judge{i}" if several else ""): _verdicts(
+            x, model, {"dialogues": dialogues, "a": side.replies, "b": theirs}, f"{side.name} against {opponent}"
         )
         for opponent, theirs in opponents.items()
         for i, model in enumerate(x.judge.models)
@@ -34,3 +44,18 @@ def _verdicts(x: Experiment, model: str, inputs: dict[str, Stage], label: str) -
         attempts=j.attempts,
     )
     return Stage(VerdictsSpec(judge=judge, cap_words=j.cap_words), inputs, label=label)
+
+
+def scores(ratings: Ratings, dialogues: Stage, replies: Stage) -> Stage:
+    """What the [ratings] judge gives to each of the replies, on every side of the split."""
+    rubric = Rubric(
+        provider=ratings.provider,
+        model=ratings.model,
+        template=judges.template("rubric"),
+        calls=ratings.calls,
+        temperature=ratings.temperature,
+        max_tokens=ratings.max_tokens,
+        attempts=ratings.attempts,
+    )
+    label = f"{ratings.model} rates {replies.label}"
+    return Stage(VerdictsSpec(judge=rubric, split=None), {"dialogues": dialogues, "a": replies}, label=label)

@@ -32,6 +32,12 @@ def _worded(e: Estimate | None, scale: float, digits: int, signed: bool, unit: s
     return f"{text} [{scale * e.low:{sign}.{digits}f}, {scale * e.high:{sign}.{digits}f}]"
 
 
+def opponent_kind(slot: str) -> str:
+    """base, human, teacher, or naive: an arm is compared with another one only where that is its naive twin."""
+    kind = slot.split(":")[0].rstrip("0123456789")
+    return "naive" if kind == "a" else kind
+
+
 @dataclass(frozen=True)
 class Match:
     """One row of the headline table: an arm, an opponent, a judge."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from empathy.records import Estimate
-from empathy.report.book import UNKNOWN, Book, number, percent
+from empathy.report.book import UNKNOWN, Book, number, opponent_kind, percent
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -22,15 +22,11 @@ def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
     return "\n\n".join([*tables, *_unjudged(book)])
 
 
-def _kind(opponent: str | None) -> str:
-    """base, human or teacher: the column of an opponent's slot."""
-    return str(opponent).split(":")[0].rstrip("0123456789")
-
-
 def _wins(book: Book, judge: str) -> str:
-    rows = [e for e in book.of("win_rate") if e.judge == judge]
-    kinds = list(dict.fromkeys(_kind(e.opponent) for e in rows))
-    cells = {(e.arm, _kind(e.opponent)): percent(e).replace(" %", "") for e in rows}
+    # A base is compared with every teacher of its students: that is for the page.
+    rows = [e for e in book.of("win_rate") if e.judge == judge and not e.arm.startswith("base")]
+    kinds = list(dict.fromkeys(opponent_kind(str(e.opponent)) for e in rows))
+    cells = {(e.arm, opponent_kind(str(e.opponent))): percent(e).replace(" %", "") for e in rows}
     table = [["arm", *(f"against {k}" for k in kinds)]]
     table += [[book.name(a), *(cells.get((a, k), UNKNOWN) for k in kinds)] for a in dict.fromkeys(e.arm for e in rows)]
     sizes = sorted({(e.n, e.clusters) for e in rows})

@@ -1,4 +1,4 @@
-"""Estimates from verdicts: every arm against every opponent, and arms against each other."""
+"""Estimates from verdicts: every arm and base against its opponents, and arms against each other."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Contrast:
 
 
 def load(cells: Cells, store: Store) -> list[Table]:
-    """Every verdicts artifact of the report that has rows."""
+    """Every verdicts artifact of the report that has rows, the arms' before the bases'."""
     tables = []
-    for arm in cells.arms:
+    for arm in [*cells.arms, *cells.bases]:
         for judged in arm.verdicts:
             artifact = store.get(judged.stage)
             table = pa.concat_tables(artifact.table(k).drop_columns(["raw"]) for k in range(len(artifact.parts)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from empathy.records import Estimate
-from empathy.report.book import Book
+from empathy.report.book import Book, opponent_kind
 from empathy.report.figures import Bar, Figure, draw
 
 
@@ -47,18 +47,25 @@ def _bar(e: Estimate, panel: str, group: str, series: str, scale: float) -> Bar 
     return Bar(panel, group, series, scale * e.value, low, high)
 
 
-def _opponent_kind(slot: str) -> str:
-    return "its base" if slot.startswith("base") else "the human reply" if slot == "human" else "its teacher's reply"
+_KINDS = {"base": "its base", "human": "the human reply", "teacher": "its teacher's reply", "naive": "the naive arm"}
 
 
 def _wins(book: Book) -> Iterator[Bar]:
     judges = {m.judge for m in book.matches}
-    for kind in ("its base", "the human reply", "its teacher's reply"):
+    for kind, words in _KINDS.items():
         for e in book.of("win_rate"):
-            if _opponent_kind(str(e.opponent)) == kind:
-                panel = f"{book.student(e.arm)} against {kind}" + (f", judge {e.judge}" if len(judges) > 1 else "")
-                if bar := _bar(e, panel, book.lesson(e.arm), book.series(e.arm), 100):
+            if opponent_kind(str(e.opponent)) == kind:
+                panel = f"{book.student(e.arm)} against {words}" + (f", judge {e.judge}" if len(judges) > 1 else "")
+                if bar := _bar(e, panel, _taught(book, e), book.series(e.arm), 100):
                     yield bar
+
+
+def _taught(book: Book, e: Estimate) -> str:
+    """The lesson of an arm; of a base, which has none, the one whose teacher it is compared with."""
+    if not e.arm.startswith("base"):
+        return book.lesson(e.arm)
+    slot, _, lesson = str(e.opponent).partition(":")
+    return book.name(lesson) if slot == "teacher" else "(base)"
 
 
 def _scores(book: Book, measure: str, scale: float) -> Iterator[Bar]:

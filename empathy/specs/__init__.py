@@ -25,6 +25,7 @@ from empathy.specs.examples import (
 from empathy.specs.judging import AnyJudge, Judge, ReportSpec, Rubric, VerdictsSpec
 from empathy.specs.parts import Part, Spec
 from empathy.specs.replies import (
+    Pooled,
     Recorded,
     RepliesSpec,
     Responder,
@@ -75,6 +76,7 @@ __all__ = [
     "Optimiser",
     "PaperSplit",
     "Part",
+    "Pooled",
     "RandomBase",
     "RandomSplit",
     "Recorded",

@@ -45,11 +45,24 @@ class Student(Part):
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
-Responder = Annotated[Recorded | Teacher | Student, Field(discriminator="type")]
+class Pooled(Part):
+    """The replies of several stages (inputs `of:0`, `of:1`, ...) to the same dialogues, as samples of one stage: what a
+    union of strategies teaches. Nothing is asked.
+
+    Which stage's reply is sample 0 is drawn by dialogue id, so that whoever takes one reply a dialogue takes an even
+    mix.
+    """
+
+    type: Literal["pooled"] = "pooled"
+    seed: int = 0
+
+
+Responder = Annotated[Recorded | Teacher | Student | Pooled, Field(discriminator="type")]
 
 
 class RepliesSpec(Spec):
-    """Somebody answers dialogues. Inputs: `dialogues`; `improves` (teacher rewrites); `checkpoint` (students)."""
+    """Somebody answers dialogues. Inputs: `dialogues`; `improves` (teacher rewrites); `checkpoint` (students);
+    `of:K` (pooled)."""
 
     kind: ClassVar[str] = "replies"
     responder: Responder

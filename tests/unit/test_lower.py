@@ -31,7 +31,7 @@ def test_stage_counts_by_hand(tmp_path: Path) -> None:
         "examples": 1 + 2 + 2,  # raising; sft and dpo; held-out sft and dpo
         "checkpoint": 1 + 2,
         "logprobs": 1 + 2 * 3,  # the reference; held-out replies and pairs for base, sft, sft+dpo
-        "verdicts": 2 * 3,  # two students against base, human, teacher
+        "verdicts": 2 * 3 + 2,  # two students against base, human, teacher; the base against human, teacher
         "report": 1,
     }
 
