@@ -12,6 +12,9 @@ from empathy.stages import Stage
 from empathy.store import Artifact, Store
 from serving.adapters import BASE_RECORD
 
+SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""Files of a model that are no weights."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -30,22 +33,40 @@ class Weights:
         return min(int(positions), at_most)
 
 
-def found_model(name: str, revision: str | None) -> Path:
-    """The folder of a model that was not made here: a local folder, or a snapshot of the hub's."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+def found_model(name: str, revision: str | None, field: str = "model", weights: bool = True) -> Path:
+    """The folder of a model that was not made here: a local folder, or a snapshot of the hub's.
+
+    `weights` False fetches what is small: enough to check. Raises ValueError, naming `field`, when there is none.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith(("/", "~", ".")):
+        raise ValueError(f"{field} = {name!r}: there is no such folder")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=None if weights else SMALL))
+    except (ValueError, OSError) as error:  # the name, the network, a gate: the hub has an error for each
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{field} = {name!r}: no folder here, and the model hub does not give it ({said}); give the folder of a "
+            "model, a name that the hub has, or HF_TOKEN where its owner must let you in"
+        ) from error
 
 
-def own_template(folder: Path) -> str:
-    """The chat template that a model brings. Raises ValueError when it brings none."""
+def own_template(folder: Path, field: str = "model") -> str:
+    """The chat template that a model brings. Raises ValueError, naming `field`, when it brings none."""
     from transformers import AutoTokenizer
 
-    template = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).chat_template
+    try:
+        template = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).chat_template
+    except (OSError, ValueError) as error:  # as transformers raises for a folder without a tokenizer
+        raise ValueError(f"{field} = {str(folder)!r}: there is no tokenizer in it") from error
     if not isinstance(template, str):
-        raise ValueError(f"engine = {str(folder)!r}: the model brings no chat template; use one that was tuned to chat")
+        raise ValueError(
+            f"{field} = {str(folder)!r}: the model brings no chat template; use one that was tuned to chat"
+        )
     return template
 
 

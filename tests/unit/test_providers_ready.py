@@ -11,6 +11,7 @@ from cluster.profile import Profile, ProviderPlace
 from empathy.lower import lower
 from empathy.stages import walk
 from tests.experiments import tiny
+from tests.tiny import TEMPLATE, tiny_student
 
 
 def test_models_by_provider(tmp_path: Path) -> None:
@@ -26,10 +27,31 @@ def test_a_missing_key_is_named_and_nothing_is_started(tmp_path: Path, monkeypat
         raise AssertionError("not reached")
 
 
+def own(source: Path | str, *names: str) -> providers.OwnModel:
+    profile = Profile(providers={"own": ProviderPlace(engine=str(source))})
+    return providers.own_model("own", set(names or ["meta-llama/Any-8B"]), profile)
+
+
 def test_an_own_engine_serves_one_model(tmp_path: Path) -> None:
-    profile = Profile(providers={"own": ProviderPlace(engine=str(tmp_path))})
-    with pytest.raises(ValueError, match="one model"), providers.own_engine("own", {"a", "b"}, profile):
-        raise AssertionError("not reached")
+    with pytest.raises(ValueError, match=r"'own' serves one model.*asked for a, b.*\[providers\.NAME\]"):
+        own(tmp_path, "a", "b")
+
+
+def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+    field = r"\[providers\.own\] engine = "
+    with pytest.raises(ValueError, match=field + f"'{tmp_path}/none': there is no such folder"):
+        own(tmp_path / "none")
+    with pytest.raises(ValueError, match=field + r".*there is no config\.json"):
+        own(tmp_path)
+    with pytest.raises(ValueError, match=field + r"'a/b/c': no folder here, and the model hub"):
+        own("a/b/c")
+
+
+def test_a_model_with_weights_needs_a_chat_template(tmp_path: Path) -> None:
+    assert own(tiny_student(tmp_path / "chat")).template == TEMPLATE
+    (tmp_path / "chat" / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"\[providers\.own\] engine.*no chat template"):
+        own(tmp_path / "chat")
 
 
 def test_a_provider_is_a_url_or_an_engine() -> None:
