@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from cluster import profile as profiles
+from empathy.specs import KINDS
 from empathy.stages import nearest
 from empathy.store import Artifact, Store
 
@@ -13,7 +14,9 @@ def find(store: Store, name: str) -> Artifact:
     """The artifact whose key begins with `name` ("kind/" before it is allowed). Raises ValueError when none or
     several do."""
     kind, _, start = name.rpartition("/")
-    found = [a for a in store.artifacts(kind or None) if a.key.startswith(start)]
+    kinds = [kind] if kind else sorted(KINDS)
+    begun = [(k, key) for k in kinds for key in store.files.folders(k) if key.startswith(start)]
+    found = [artifact for k, key in begun if (artifact := store.find(k, key))]
     if len(found) != 1:
         several = ", ".join(f"{a.manifest['identity']['kind']}/{a.key}" for a in found)
         raise ValueError(

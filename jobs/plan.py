@@ -121,13 +121,17 @@ def alone(lowered: Lowered) -> int:
 
 
 class _Index:
-    """The report's inputs by slot; what every arm has is under no arm's slot."""
+    """The report's inputs by slot. `common` is what bases are measured on, beside each arm that stands on them."""
 
     def __init__(self, lowered: Lowered):
         self.slots: dict[str, list[Stage]] = {cell.slot: [] for cell in lowered.cells}
         self.common: list[Stage] = []
         for name, stage in lowered.report.inputs.items():
-            self.slots.get(name.partition(":")[0], self.common).append(stage)
+            slot = name.partition(":")[0]
+            if slot in self.slots:
+                self.slots[slot].append(stage)
+            elif stage.kind in ("logprobs", "verdicts"):
+                self.common.append(stage)
         self.replies = {cell.replies.key for cell in lowered.cells}
 
 
@@ -137,10 +141,10 @@ def of_arm(lowered: Lowered, cell: Cell, index: _Index) -> set[str]:
     others = index.replies - {cell.replies.key}
     own = [s for s in index.slots[cell.slot] if not any(i.key in others for i in s.inputs.values())]
     needed = {stage.key for stage in walk(own)}
-    for stage in index.common:  # the base's scores on this arm's held-out sets
-        if stage.key not in needed and stage.inputs and all(i.key in needed for i in stage.inputs.values()):
-            needed.add(stage.key)
-    return needed | {lowered.report.key}
+    there = {s.key: s for s in index.common if all(i.key in needed for i in s.inputs.values())}
+    initial = cell.lesson.initial  # this arm improves on it and does not measure its base against it
+    base = {key for key, s in there.items() if initial is None or s.inputs.get("b") != initial}
+    return needed | base | {lowered.report.key}
 
 
 # ---------------------------------------------------------------- money

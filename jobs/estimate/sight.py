@@ -35,10 +35,13 @@ class Sight:
 
     @property
     def quantile(self) -> float:
-        """Two-sided 95%: of Student's t with C - 1 degrees of freedom, by z + (z^3 + z) / (4 C - 4) (Abramowitz and
-        Stegun 26.7.5, first term)."""
+        """Two-sided 95% of Student's t with C - 1 degrees of freedom, by its expansion in 1 / (C - 1) (Abramowitz and
+        Stegun 26.7.5, two terms: 2% low at 4 degrees, exact to four digits from 30)."""
         z = NormalDist().inv_cdf(0.975)
-        return z if self.clusters is None or self.clusters < 2 else z + (z**3 + z) / (4 * (self.clusters - 1))
+        if self.clusters is None or self.clusters < 2:
+            return z
+        v = self.clusters - 1
+        return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
 
     def half_width(self, share: float = 0.5) -> float:
         """Half of the 95% interval of a win rate near `share`."""

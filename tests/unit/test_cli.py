@@ -33,7 +33,7 @@ def test_planning_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
 def test_plan_counts_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store")]) == 0
     said = capsys.readouterr().out
-    assert "2 trained students (1 arm x 2 regimes x 1 student x 1 seed); 29 stages, 29 to make" in said
+    assert "2 trained students (1 arm x 2 regimes x 1 student x 1 seed); 31 stages, 31 to make" in said
     assert not (tmp_path / "store").exists()
 
 

@@ -1,0 +1,324 @@
+"""What `empathy plan` says before anything runs: counted by hand, or by an independent way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.profile import Profile, ProviderPlace
+from empathy import replies
+from empathy.experiment import Experiment
+from empathy.lower import Lowered, lower
+from empathy.records import Dialogue, Verdict
+from empathy.requests import Answer
+from empathy.sources import parse
+from empathy.sources.reader import Reader
+from empathy.specs import DialoguesSpec, RepliesSpec, Teacher
+from empathy.stages import Stage, missing, walk
+from empathy.store import Store
+from jobs import choose, cli, plan
+from jobs.estimate.calls import Bill, bills
+from jobs.estimate.compute import work
+from jobs.estimate.held import Held
+from jobs.estimate.shapes import from_config, known, shape_of
+from jobs.estimate.sight import Sight
+from jobs.estimate.storage import storage
+from jobs.estimate.view import View
+from serving.ledger import Ledger
+from tests.experiments import tiny, tiny_file
+
+N = 24
+
+
+def view_of(x: Experiment, store: Store) -> tuple[Lowered, list[Stage], View]:
+    lowered = lower(x)
+    stages = list(walk([lowered.report]))
+    finished = store.finished(stages)
+    return lowered, missing([lowered.report], lambda s: s.key in finished), View(stages, finished, store)
+
+
+def dialogues_of(lowered: Lowered) -> list[Dialogue]:
+    """The dialogues that the stage would make."""
+    stage = lowered.report.inputs["dialogues"]
+    assert isinstance(stage.spec, DialoguesSpec)
+    source = parse({"type": stage.spec.source, **stage.spec.options, **stage.locator})
+    return list(Reader(stage.spec, source, None).sampled())
+
+
+def bill_of(found: Sequence[Bill], model: str) -> Bill:
+    return next(b for b in found if b.model.startswith(model))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"))
+
+
+# ---------------------------------------------------------------- calls
+
+
+def test_the_teacher_is_asked_once_a_dialogue_with_the_tokens_of_its_prompts(tmp_path: Path, store: Store) -> None:
+    lowered, to_make, view = view_of(tiny(tmp_path, n=N), store)
+    (stage,) = [s for s in to_make if isinstance(s.spec, RepliesSpec) and isinstance(s.spec.responder, Teacher)]
+    assert isinstance(stage.spec, RepliesSpec)
+    assert isinstance(stage.spec.responder, Teacher)
+    requests = [next(replies.ask(stage.spec.responder, d, None)) for d in dialogues_of(lowered)]
+    sent_chars = sum(len(turn.content) for r in requests for turn in r.messages)
+    bill = bill_of(bills(to_make, view, Held(None), Profile()), "rule-teacher")
+    assert (bill.low.requests, bill.high.requests) == (N, N)
+    assert bill.low.tokens_in == pytest.approx(sent_chars / 4 + 4 * N)
+    assert bill.low.tokens_out == pytest.approx(N * 28 * 4 / 3)
+    assert bill.high.tokens_out == N * 200
+
+
+def test_verdicts_are_counted_in_both_orders_and_at_most_three_attempts(tmp_path: Path, store: Store) -> None:
+    lowered, to_make, view = view_of(tiny(tmp_path, n=N), store)
+    n = sum(d.split == "test" for d in dialogues_of(lowered))
+    bill = bill_of(bills(to_make, view, Held(None), Profile()), "rule-judge")
+    assert bill.low.requests == (2 * 3 + 2) * 2 * n, "2 students by 3 opponents, their base by 2, in 2 orders"
+    assert bill.high.requests == 3 * bill.low.requests
+    assert bill.high.tokens_out == bill.high.requests * 700
+
+
+def test_a_chat_of_three_turns_is_three_requests_that_grow(tmp_path: Path, store: Store) -> None:
+    arms = [{"method": "improve_human", "strategy": ["sequential"]}]
+    lowered, to_make, view = view_of(tiny(tmp_path, n=N, arms=arms), store)
+    (stage,) = [s for s in to_make if isinstance(s.spec, RepliesSpec) and isinstance(s.spec.responder, Teacher)]
+    assert isinstance(stage.spec, RepliesSpec)
+    assert isinstance(stage.spec.responder, Teacher)
+    said = "x" * 100  # 25 tokens
+    sent_chars = messages = 0
+    for dialogue in dialogues_of(lowered):
+        asking = replies.ask(stage.spec.responder, dialogue, dialogue.human_reply)
+        request = next(asking)
+        for turn in range(3):
+            sent_chars += sum(len(m.content) for m in request.messages)
+            messages += len(request.messages)
+            if turn < 2:
+                request = asking.send(Answer(said))
+    bill = bill_of(bills(to_make, view, Held(None), Profile()), "rule-teacher")
+    assert bill.low.requests == 3 * N
+    assert messages == N * (1 + 3 + 5)
+    per_answer = bill.low.tokens_out / bill.low.requests
+    expected = sent_chars / 4 + 4 * messages + N * 3 * (per_answer - 25)  # 0 + 1 + 2 earlier answers are shown
+    assert bill.low.tokens_in == pytest.approx(expected)
+
+
+def test_what_the_ledger_holds_is_not_asked_again(tmp_path: Path, store: Store) -> None:
+    lowered, to_make, view = view_of(tiny(tmp_path, n=N), store)
+    stage = next(s for s in to_make if s.label.endswith(" direct"))
+    assert isinstance(stage.spec, RepliesSpec)
+    assert isinstance(stage.spec.responder, Teacher)
+    with Ledger(store.files) as ledger:
+        for dialogue in dialogues_of(lowered)[:10]:
+            ledger.record(next(replies.ask(stage.spec.responder, dialogue, None)), Answer("I see."))
+        bill = bill_of(bills(to_make, view, Held(ledger), Profile()), "rule-teacher")
+    assert (bill.held, bill.low.requests, bill.high.requests) == (10, N - 10, N - 10)
+
+
+def test_a_finished_stage_tells_how_long_answers_are(tmp_path: Path, store: Store) -> None:
+    _, to_make, _ = view_of(tiny(tmp_path, n=N), store)
+    done = next(s for s in to_make if s.kind == "verdicts")
+    writer = store.writer(done)
+    verdicts = [Verdict(str(k), f"d{k}", "g", "rule-judge-1", "robust", "a", 0, "ok", tokens_out=k) for k in (10, 30)]
+    writer.write_records(0, verdicts, Verdict)
+    writer.commit()
+    _, left, view = view_of(tiny(tmp_path, n=N), store)
+    bill = bill_of(bills(left, view, Held(None), Profile()), "rule-judge")
+    assert bill.low.tokens_out / bill.low.requests == pytest.approx(20)
+
+
+def test_dollars_by_hand_a_batch_at_its_share_and_unknown_stays_unknown(tmp_path: Path, store: Store) -> None:
+    x = tiny(tmp_path, n=N, teacher__provider="openai", teacher__model="gpt-4o", judge__provider="openai")
+    _, to_make, view = view_of(x, store)
+    at_once, batched = (
+        bill_of(bills(to_make, view, Held(None), profile), "gpt-4o")
+        for profile in (
+            Profile(),
+            Profile(
+                providers={"openai": ProviderPlace(base_url="https://api.openai.com/v1", batch=True, batch_price=0.5)}
+            ),
+        )
+    )
+    usd = (at_once.low.tokens_in * 2.5 + at_once.low.tokens_out * 10) / 1e6
+    assert at_once.usd(at_once.low) == pytest.approx(usd)
+    assert batched.usd(batched.low) == pytest.approx(usd / 2)
+    judge = bill_of(bills(to_make, view, Held(None), Profile()), "rule-judge")
+    assert judge.usd(judge.low) is None
+    said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url), max_usd=5)
+    assert f'unknown price: add [prices."{judge.model}"] to the profile' in said
+    assert "dollars in all: at least" in said
+    assert "the cap of 5.00 may stop the run before its end" in said
+
+
+# ---------------------------------------------------------------- students
+
+
+def test_parameters_are_the_published_ones() -> None:
+    """Published counts (model cards on the hub) less the norms and biases, which the shapes leave out: 65, 65, 33
+    and 49 norms of the hidden width, and Qwen's biases of q, k and v."""
+    published = {
+        "meta-llama/Llama-3.1-8B": 8_030_261_248 - 65 * 4096,
+        "mistralai/Mistral-7B-v0.3": 7_248_023_552 - 65 * 4096,
+        "meta-llama/Llama-3.2-1B": 1_235_814_400 - 33 * 2048,
+        "Qwen/Qwen2.5-0.5B": 494_032_768 - 49 * 896 - 24 * (896 + 128 + 128),
+    }
+    assert {name: known()[name].parameters for name in published} == published
+
+
+def test_a_config_json_tells_the_same_shape() -> None:
+    config = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+    }
+    assert from_config(config) == known()["meta-llama/Llama-3.1-8B"]
+    assert from_config({"d_model": 512}) is None
+
+
+def test_work_and_storage_of_the_tiny_student_by_hand(tmp_path: Path, store: Store) -> None:
+    """hidden 64, 2 layers, q and o 64 x 64, k and v 64 x 32, feed-forward three of 64 x 64, vocabulary 400."""
+    lowered, to_make, view = view_of(tiny(tmp_path, n=N), store)
+    shape = shape_of(lowered.cells[0].checkpoint)
+    assert shape is not None
+    n = 2 * (5 * 64 * 64 + 2 * 64 * 32) + 64 * 400
+    assert (shape.multiplied, shape.parameters) == (n, n + 64 * 400)
+    assert shape.adapter(8) == 2 * 8 * (5 * 128 + 2 * 96)
+    dialogues = dialogues_of(lowered)
+    train = [d for d in dialogues if d.split == "train"]
+    sft = next(s for s in to_make if s.label.startswith("sft tiny sft"))
+    # Method direct on unrated teacher replies, taken as Good: SFT where the human is Good, two examples each.
+    pairs = sum(d.ratings["human"] == 3 for d in train)
+    chars = sum(len(f"Speaker: {d.turns[0].content}") for d in dialogues) / len(dialogues)
+    human_chars = sum(len(d.human_reply or "") for d in dialogues) / len(dialogues)
+    tokens = pairs * 2 * (chars / 4 + 8 + (28 * 4 / 3 + human_chars / 4) / 2)
+    done = work([sft], view, Profile())["training"]
+    assert done.tokens == pytest.approx(tokens)
+    assert done.hours == pytest.approx(4 * n * tokens / (989e12 * 0.4) / 3600)
+    assert storage([sft], view).weights_bytes == 4 * shape.adapter(8)
+
+
+def test_a_student_that_nobody_knows_is_unknown_not_nought(tmp_path: Path, store: Store) -> None:
+    students = {"new": {"model": "somebody/new-model"}}
+    x = tiny(tmp_path, n=N, students=students)
+    _, to_make, view = view_of(x, store)
+    done = work(to_make, view, Profile())
+    assert done["training"].unknown == done["training"].stages == 2
+    assert storage(to_make, view).unknown == 2
+    assert "2 stages unknown" in plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+
+
+# ---------------------------------------------------------------- what n can see
+
+
+def test_250_prompts_see_what_evaluation_says() -> None:
+    """evaluation.md: n = 250 gives +-6.2 points at 0.5; .9 against .8 paired needs about 8 points."""
+    sight = Sight(250)
+    assert sight.half_width() == pytest.approx(1.96 * (0.25 / 250) ** 0.5, rel=1e-3) == pytest.approx(0.062, abs=5e-4)
+    assert 0.07 < sight.paired(0.9) < 0.085
+
+
+def test_clusters_widen_by_their_size_and_by_t() -> None:
+    pairs = Sight.of_groups([str(k // 2) for k in range(62)])  # 31 clusters of 2: t(30) = 2.0423
+    assert (pairs.n, pairs.clusters, pairs.design) == (62, 31, 1.05)
+    assert pairs.quantile == pytest.approx(2.0423, abs=2e-4)
+    assert pairs.half_width() == pytest.approx(2.0423 * (0.25 * 1.05 / 62) ** 0.5, rel=1e-3)
+    uneven = Sight.of_groups(["a"] * 3 + ["b"])  # m = (9 + 1) / 4
+    assert uneven.design == pytest.approx(1 + 1.5 * 0.05)
+
+
+# ---------------------------------------------------------------- the graph
+
+
+def test_arms_alone_are_what_each_would_make_as_an_experiment_of_its_own(tmp_path: Path) -> None:
+    arms = [{"method": "direct"}, {"method": ["improve_human", "improve_llm"], "strategy": ["naive", "all_three"]}]
+    grid = {"regime": ["sft", "dpo", "sft+dpo"], "seed": [0, 1]}
+    x = tiny(tmp_path, n=N, arms=arms, grid=grid)
+    lowered = lower(x)
+    singly = [len(list(walk([lower(x, only=[cell.name]).report]))) for cell in lowered.cells]
+    assert len(singly) == 5 * 3 * 2
+    assert plan.alone(lowered) == sum(singly)
+
+
+@pytest.mark.parametrize(
+    ("until", "kinds"),
+    [
+        ("dialogues", {"dialogues"}),
+        ("replies", {"dialogues", "replies"}),
+        ("examples", {"dialogues", "replies", "examples"}),
+        ("checkpoint", {"dialogues", "replies", "examples", "checkpoint", "logprobs"}),
+    ],
+)
+def test_until_stops_after_a_kind(until: str, kinds: set[str], tmp_path: Path) -> None:
+    lowered = lower(tiny(tmp_path, n=N))
+    stages = list(walk(choose.targets(lowered, until)))
+    assert {s.kind for s in stages} == kinds
+    every = [s for s in walk([lowered.report]) if s.kind == until]
+    wanted = [s for s in every if "checkpoint" not in s.inputs] if until == "replies" else every
+    assert [s for s in stages if s.kind == until] == wanted
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--until", "cherckpoint"], "there are dialogues, replies, examples, checkpoint, logprobs, verdicts"),
+        (["--only", "no-such-arm"], "regime=sft method=direct"),
+        (["--max-usd", "-1"], "0 or more"),
+        (["--max-usd", "nan"], "0 or more"),
+    ],
+)
+def test_wrong_choices_are_refused_with_what_exists(
+    option: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "run"):
+        assert cli.main([command, str(tiny_file(tmp_path)), "--store", str(tmp_path / "store"), *option]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_plan_of_a_part_counts_that_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = str(tiny_file(tmp_path)), str(tmp_path / "store")
+    assert cli.main(["plan", file, "--store", store, "--only", "regime=sft method", "--until", "checkpoint"]) == 0
+    said = capsys.readouterr().out
+    assert "1 trained students" in said
+    assert "checkpoint         2" in said, "the raised base and one student"
+    assert "verdicts" not in said.split("students")[1]
+
+
+def test_every_stage_is_listed_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store"), "--all"])
+    assert capsys.readouterr().out.count("  to make  ") == 31
+
+
+def test_a_data_set_that_is_too_large_to_read_is_unknown(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.estimate import corpus
+
+    monkeypatch.setattr(corpus, "MOST_READ", N - 1)
+    x = tiny(tmp_path, n=N)
+    said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+    assert "unknown until the dialogues are read (--until dialogues)" in said
+    _, to_make, view = view_of(x, store)
+    found = bills(to_make, view, Held(None), Profile())
+    assert {b.model.rpartition("-")[0]: (b.low.requests, b.unknown) for b in found} == {
+        "rule-teacher": (0, 1),
+        "rule-judge": (0, 8),
+    }
+
+
+def test_ratings_that_a_method_lacks_are_told_before_anything_is_spent(tmp_path: Path, store: Store) -> None:
+    rows = [json.loads(line) for line in (tiny_file(tmp_path, n=N).parent / "dialogues.jsonl").read_text().splitlines()]
+    bare: list[dict[str, Any]] = [{k: v for k, v in row.items() if k != "ratings"} for row in rows]
+    (tmp_path / "bare.jsonl").write_text("\n".join(json.dumps(row) for row in bare))
+    arms = [{"method": "improve_human", "strategy": "naive"}]
+    x = tiny(tmp_path, n=N, data__source={"type": "jsonl", "path": str(tmp_path / "bare.jsonl")}, arms=arms)
+    with pytest.raises(ValueError, match="no rating to select by"):
+        plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
