@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster import profile as profiles
 from cluster import providers
-from cluster.steps.asking import ask_all
-from cluster.steps.asking_lane import job
+from cluster.steps.asking import Job, ask_all
 from empathy import experiment, replies
 from empathy.lower import lower
 from empathy.records import Reply, Turn
@@ -92,7 +91,8 @@ def test_when_the_ledger_holds_the_replies_no_engine_is_started(taught: Taught) 
     shutil.rmtree(Path(taught.work.url) / "replies")
     with providers.ready([taught.stage], taught.profile) as places:
         assert places["own"].base_url == providers.NOBODY
-        ask_all([job(taught.stage, store)], store, {"own": places["own"]}, 0, 8, lambda stage, done, of: None)
+        job = Job(taught.stage, Reply, replies.askings, (8,))
+        ask_all([job], store, {"own": places["own"]}, 0, 8, lambda stage, done, of: None)
     assert list(store.get(taught.stage).read(Reply)) == before
     assert store.get(taught.stage).counts.get("calls", 0) == 0
 
