@@ -129,8 +129,12 @@ class Pace:
         measured = self._accepted_per_s(now - self.delay_s)
         far = self._doubling or measured < FAR * self.rate_per_s
         cut = CUT if self.paused_until < now else CUT_PAUSED
-        rate = min(max(OF_LIMIT * measured, self.rate_per_s / 2) if far else math.inf, cut * self.rate_per_s)
-        if measured > OUTAGE * self.rate_per_s:
+        if math.isinf(self.rate_per_s):
+            rate = OF_LIMIT * measured or FIRST_PER_S
+        else:
+            least = OF_LIMIT * measured if far else self.rate_per_s
+            rate = min(max(least, self.rate_per_s / 2), cut * self.rate_per_s)
+        if math.isinf(self.rate_per_s) or measured > OUTAGE * self.rate_per_s:
             self._wall_per_s = max(rate, measured)
             self._good_per_s = min(self._good_per_s, self._wall_per_s)
         self._double_until, self._step, self._calm_s = self._good_per_s / 2, FIRST_STEP, self.delay_s + MEASURED_S

@@ -13,7 +13,9 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from types import TracebackType
 
-from serving.quota import KEEPALIVE_S, LEASE_S, BudgetSpent, Grant, Limit, Quota, Report, Route
+from serving.pace import LEASE_S
+from serving.prices import Price
+from serving.quota import KEEPALIVE_S, BudgetSpent, Grant, Limit, Quota, Report, Route, unpriced
 
 GAP_S = 0.01
 """Two exchanges are at least so far apart, two releases a fifth of it."""
@@ -45,6 +47,10 @@ class Queue:
         self._gap_s = self._next_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._came, self._mean_tokens, self._mean_usd = 0, 0.0, 0.0
+        self._told_at = self._loop.time()
+        self._limited: Counter[int] = Counter()
+        self._retry_after_s: float | None = None
+        self._announced: Limit | None = None
         self._begin_report()
 
     # ---------------------------------------------------------------- calls
@@ -114,13 +120,21 @@ class Queue:
     def _begin_report(self) -> None:
         self._sent = self._ended = self._answers = self._unpriced = 0
         self._answered_s = self._tokens_over = self._paid_usd = self._freed_usd = 0.0
-        self._limited: Counter[int] = Counter()
-        self._retry_after_s: float | None = None
-        self._announced: Limit | None = None
+        self._limited = Counter()
+        self._retry_after_s = self._announced = None
+        self._came, self._told_at = 0, self._loop.time()
+
+    def _soon(self) -> int:
+        """How many calls may come in the next two leases, as many as came lately. What is granted too much is void
+        later, so nothing is asked in advance where permits are scarce."""
+        if self._starved or not self._came:
+            return 0
+        elapsed_s = max(self._loop.time() - self._told_at, GAP_S)
+        return math.ceil(self._came * max(1.0, 2 * LEASE_S / elapsed_s))
 
     def report(self, closing: bool = False) -> Report:
-        """What happened since the last report, and what is wanted: what waits, and as much again as came lately."""
-        soon = 0 if self._starved or closing else self._came
+        """What happened since the last report, and what is wanted: for what waits, and for what will come soon."""
+        soon = 0 if closing else self._soon()
         self._wanted = max(0, len(self.waiting) + soon - self._held)
         tokens = sum(p.tokens for p in self.waiting) + soon * self._mean_tokens - self._held_tokens
         self._wanted_tokens = max(0.0, tokens)
@@ -145,7 +159,6 @@ class Queue:
             unpriced=self._unpriced,
         )
         self._begin_report()
-        self._came = 0
         return report
 
     def accept(self, grant: Grant) -> None:
@@ -230,6 +243,13 @@ class Permits:
         if route not in self._queues:
             self._queues[route] = Queue(route, self.quota.capped)
         return self._queues[route]
+
+    def price(self, route: Route) -> Price | None:
+        """None when it is unknown: then a cap in dollars cannot be kept, and the call is not made."""
+        price = self.quota.prices.of(*route)
+        if price is None and self.quota.capped:
+            raise unpriced([route])
+        return price
 
     def tell_soon(self) -> None:
         """Something ended: it is reported within a lease."""

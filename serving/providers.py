@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from empathy.requests import Answer, Request
+from serving.quota import Limit
 
 
 class ProviderStopped(ValueError):
@@ -116,13 +117,15 @@ class Provider:
 class Retry:
     """This attempt gave nothing that can be used; another may. `after_s` is the provider's own wish, `limited` a 429.
 
-    `unknown`: it was sent and nothing came back, so it may have been billed.
+    `unknown`: it was sent and nothing came back, so it may have been billed. `broken`: a success without a completion,
+    so it may have been billed too.
     """
 
     reason: str
     after_s: float | None = None
     limited: bool = False
     unknown: bool = False
+    broken: bool = False
 
 
 _ROW_ONLY = {400, 413, 422}
@@ -166,7 +169,7 @@ def _completion(raw: bytes) -> Answer | Retry:
         TypeError,
         AttributeError,
     ):  # a proxy's page, or a reply cut off
-        return Retry(f"no completion in the reply: {_shown(raw)}")
+        return Retry(f"no completion in the reply: {_shown(raw)}", broken=True)
     finish = choice.get("finish_reason") or "stop"
     if finish == "content_filter":
         refusal = refusal or "content filter"
@@ -213,3 +216,39 @@ def retry_after_s(value: str | None, now_s: float | None = None) -> float | None
     except ValueError:  # neither: as if absent
         return None
     return max(0.0, when - (time.time() if now_s is None else now_s))
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def announced_limit(headers: Mapping[str, str]) -> Limit | None:
+    """The limits a minute that `x-ratelimit-limit-requests` and `-tokens` (OpenAI's names) tell; None when they tell
+    none."""
+    requests = _a_minute(headers, "requests")
+    tokens = _a_minute(headers, "tokens")
+    return None if requests is None and tokens is None else Limit(requests, tokens)
+
+
+def _a_minute(headers: Mapping[str, str], what: str) -> float | None:
+    """The limit, unless its reset says that it is of a day: no header names the period.
+
+    A bucket needs period * used / limit to be full again; a window is new within its period. An hour is between a
+    minute and a day, and by far from both.
+    """
+    limit = _number(headers.get(f"x-ratelimit-limit-{what}"))
+    if not limit:
+        return None
+    remaining = _number(headers.get(f"x-ratelimit-remaining-{what}"))
+    reset_s = sum(
+        float(n) * _SECONDS[unit] for n, unit in _DURATION.findall(headers.get(f"x-ratelimit-reset-{what}", ""))
+    )
+    used = limit - (limit if remaining is None else remaining)
+    if reset_s > 60 or (used >= 1 and limit * reset_s / used > 3600):
+        return None
+    return limit
+
+
+def _number(value: str | None) -> float | None:
+    """None for what is no number, as if the header were absent."""
+    return float(value) if value is not None and re.fullmatch(r"\d+(\.\d+)?", value) else None

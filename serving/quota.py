@@ -11,6 +11,7 @@ billed.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,9 +35,20 @@ class BudgetSpent(ValueError):
     """The next call could pass the run's cap in dollars."""
 
 
+def unpriced(routes: Sequence[Route]) -> ValueError:
+    """What to say when dollars are capped and a price is unknown."""
+    names = ", ".join(f"{provider}/{model}" for provider, model in routes)
+    table = f'[prices."{routes[0][0]}/{routes[0][1]}"]'
+    return ValueError(
+        f"max_usd: the price of {names} is unknown, so a cap cannot be kept; add a table {table} with "
+        f"usd_per_million_in, usd_per_million_out and as_of to the profile, or leave --max-usd out"
+    )
+
+
 @dataclass(frozen=True)
 class Limit:
-    """What a provider allows for one model; None where that is not known."""
+    """What a provider allows for one model. None: not known, start slowly. Infinity: it is our own, or nobody minds;
+    send what there is until the first 429."""
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
@@ -89,8 +101,11 @@ class Grant:
 class Quota(Protocol):
     """What a client needs: prices, whether dollars are capped, and somebody to report to."""
 
-    prices: Prices
-    capped: bool
+    @property
+    def prices(self) -> Prices: ...
+
+    @property
+    def capped(self) -> bool: ...
 
     async def exchange(self, worker: str, reports: Sequence[Report]) -> list[Grant]:
         """Raises OSError when the authority is gone."""
@@ -234,7 +249,7 @@ class Flow:
 
     def _announce(self, limit: Limit) -> None:
         """A limit that the provider told; the profile's own word wins."""
-        if limit.requests_per_minute is not None and self._known.requests_per_minute is None:
+        if limit.requests_per_minute is not None and self._known.requests_per_minute in (None, math.inf):
             self.pace.announce(limit.requests_per_minute / 60)
         if limit.tokens_per_minute is not None and self._known.tokens_per_minute is None:
             self._tokens_per_s = OF_LIMIT * limit.tokens_per_minute / 60
@@ -285,11 +300,16 @@ def fair_shares(wants: Sequence[float], amount: float) -> tuple[list[float], flo
 
 
 class Authority:
-    """Decides for all workers of one run. `limits` are those that the profile knows, a model of its own right first:
-    (provider, model), else (provider, "*"). Not thread-safe; the caller brings the time."""
+    """Decides for all workers of one run. `limits` are those that the profile knows: for (provider, model), else for
+    (provider, "*"), else `otherwise`. Not thread-safe; the caller brings the time."""
 
-    def __init__(self, limits: Mapping[Route, Limit] | None = None, max_usd: float | None = None):
-        self.budget = Budget(max_usd)
+    def __init__(
+        self,
+        limits: Mapping[Route, Limit] | None = None,
+        max_usd: float | None = None,
+        otherwise: Limit = Limit(),
+    ):
+        self.budget, self._otherwise = Budget(max_usd), otherwise
         self._limits = dict(limits or {})
         self._flows: dict[Route, Flow] = {}
         self._seen_at: dict[str, float] = {}
@@ -317,7 +337,7 @@ class Authority:
 
     def _flow(self, route: Route, now: float) -> Flow:
         if route not in self._flows:
-            limit = self._limits.get(route) or self._limits.get((route[0], "*")) or Limit()
+            limit = self._limits.get(route) or self._limits.get((route[0], "*")) or self._otherwise
             self._flows[route] = Flow(limit, now)
         return self._flows[route]
 
@@ -328,15 +348,19 @@ class Authority:
 
 @dataclass
 class Here:
-    """The authority in this process. `clock`: any monotonic one, in seconds."""
+    """The authority in this process, for any number of threads. `clock`: any monotonic one, in seconds."""
 
-    authority: Authority = field(default_factory=Authority)
+    authority: Authority = field(default_factory=lambda: Authority(otherwise=Limit(math.inf)))
     prices: Prices = field(default_factory=Prices)
     clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def capped(self) -> bool:
         return self.authority.budget.capped
 
     async def exchange(self, worker: str, reports: Sequence[Report]) -> list[Grant]:
-        return self.authority.exchange(worker, reports, self.clock())
+        with self._lock:
+            return self.authority.exchange(worker, reports, self.clock())
