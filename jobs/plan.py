@@ -161,14 +161,15 @@ def _money(found: Sequence[Bill], max_usd: float | None) -> Iterator[str]:
     if not found:
         yield "calls: none"
         return
-    yield f"{'calls':<34}{'':<6}{'requests':>10}{'tokens in':>13}{'tokens out':>13}{'US dollars':>12}"
+    wide = max(20, *(len(f"{bill.provider} {bill.model}") for bill in found)) + 2
+    yield f"{'calls':<{wide}}{'':<6}{'requests':>10}{'tokens in':>14}{'tokens out':>14}{'US dollars':>12}"
     for bill in found:
         for name, amount, what in (("low", bill.low, f"{bill.provider} {bill.model}"), ("high", bill.high, "")):
             usd = bill.usd(amount)
             said = "unknown" if usd is None else f"{usd:,.2f}"
             yield (
-                f"{what:<34}{name:<6}{amount.requests:>10,.0f}{amount.tokens_in:>13,.0f}{amount.tokens_out:>13,.0f}"
-                f"{said:>12}"
+                f"{what:<{wide}}{name:<6}{amount.requests:>10,.0f}{amount.tokens_in:>14,.0f}"
+                f"{amount.tokens_out:>14,.0f}{said:>12}"
             )
         yield f"  {_remarks(bill)}"
     yield _total(found, max_usd)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from empathy.files import Files
-from empathy.specs import Recorded, RepliesSpec, Student
+from empathy.specs import RepliesSpec, Teacher
 from empathy.stages import Stage
 
 FOLDER = "ledger/uses"
@@ -38,6 +38,4 @@ def uses(files: Files) -> dict[str, set[str]]:
 
 def _paid(stage: Stage) -> bool:
     spec = stage.spec
-    return stage.kind == "verdicts" or (
-        isinstance(spec, RepliesSpec) and not isinstance(spec.responder, Recorded | Student)
-    )
+    return stage.kind == "verdicts" or (isinstance(spec, RepliesSpec) and isinstance(spec.responder, Teacher))

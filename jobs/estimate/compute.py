@@ -10,7 +10,7 @@ from empathy.specs import CheckpointSpec, ExamplesSpec, Full, RepliesSpec, Stude
 from empathy.stages import Stage
 from jobs.estimate import MESSAGE_TOKENS, tokens
 from jobs.estimate.shapes import shape_of
-from jobs.estimate.view import View, by_student
+from jobs.estimate.view import View, by_student, samples
 
 WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
 FORWARD, LORA, FULL = 2, 4, 6
@@ -58,10 +58,11 @@ def example_tokens(examples: Stage, view: View) -> float | None:
     reply = view.reply_tokens(examples.inputs.get("replies"), corpus)
     other = view.reply_tokens(examples.inputs.get("initial"), corpus)
     prompt = tokens(corpus.dialogue_chars + len(spec.system or "")) + 2 * MESSAGE_TOKENS
-    both = getattr(spec.method, "both_replies", False) and spec.purpose == "train"
     if spec.objective == "dpo":
         return 2 * prompt + reply + other
-    return prompt + ((reply + other) / 2 if both else reply)
+    both = getattr(spec.method, "both_replies", False) and spec.purpose == "train"
+    many = samples(examples.inputs["replies"]) if "replies" in examples.inputs else 1
+    return prompt + ((many * reply + other) / (many + 1) if both else reply)
 
 
 def _set_tokens(examples: Stage, view: View) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from empathy.methods import Case, method_of
 from empathy.records import HUMAN, Dialogue, Reply
-from empathy.specs import ExamplesSpec, ImproveLlm, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
+from empathy.specs import ExamplesSpec, ImproveLlm, Pooled, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from jobs.estimate import REPLY_WORDS, TOKENS_PER_WORD, tokens
@@ -54,6 +54,8 @@ class View:
         assert isinstance(spec, RepliesSpec)
         if isinstance(spec.responder, Recorded):
             return tokens(corpus.reply_chars(spec.responder.responder))
+        if replies is not None and isinstance(spec.responder, Pooled):
+            return mean(self.reply_tokens(replies.inputs[name], corpus) for name in _pooled(replies))
         model = spec.responder.model if isinstance(spec.responder, Teacher) else ""
         return self.answer_tokens("replies", model, REPLY_WORDS * TOKENS_PER_WORD)
 
@@ -73,8 +75,7 @@ class View:
             return None if n is None else n * spec.judge.calls
         if isinstance(spec, RepliesSpec):
             n = corpus.count(spec.split)
-            samples = spec.responder.samples if isinstance(spec.responder, Teacher) else 1
-            return None if n is None else n * samples
+            return None if n is None else n * samples(stage)
         return corpus.count()
 
     def examples(self, stage: Stage) -> int | None:
@@ -91,16 +92,32 @@ class View:
         spec, corpus = stage.spec, self.corpus(stage)
         assert isinstance(spec, ExamplesSpec)
         method = method_of(spec.method)
-        each = len(method.teaches(spec.method, spec.purpose)) if spec.objective == "sft" else 1
+        learned, initial = (stage.inputs.get(name) for name in ("replies", "initial"))
+        many = samples(learned) if learned else 1
+        taught = method.teaches(spec.method, spec.purpose) if spec.objective == "sft" else [("learned", "")]
+        each = sum(many if who == "learned" else 1 for who, _ in taught)  # equal examples are one
         n = corpus.count(spec.split)
         if n is None or not corpus.whole or spec.good is not None:  # a judge's score decides: at most all of them
             return None if n is None else n * each
         if isinstance(spec.method, ImproveLlm) and spec.method.division == "random":
             for_sft = round(spec.method.sft_share * n)
-            return n if spec.purpose == "heldout" else each * (for_sft if spec.objective == "sft" else n - for_sft)
-        learned, initial = (stage.inputs.get(name) for name in ("replies", "initial"))
+            whole = spec.purpose == "heldout"
+            return each * (n if whole else for_sft if spec.objective == "sft" else n - for_sft)
         cases = (Case(d, _said(learned, d), _said(initial, d)) for d in corpus.on(spec.split))
         return each * sum(method.selects(spec.method, spec.objective, spec.purpose, c) is True for c in cases)
+
+
+def samples(replies: Stage) -> int:
+    """Replies a dialogue."""
+    spec = replies.spec
+    assert isinstance(spec, RepliesSpec)
+    if isinstance(spec.responder, Pooled):
+        return sum(samples(replies.inputs[name]) for name in _pooled(replies))
+    return spec.responder.samples if isinstance(spec.responder, Teacher) else 1
+
+
+def _pooled(replies: Stage) -> list[str]:
+    return [name for name in replies.inputs if name.startswith("of:")]
 
 
 def _said(replies: Stage | None, dialogue: Dialogue) -> Reply | None:
