@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from empathy import documents
 from empathy.experiment import Experiment
 from empathy.lower import Lowered, lower
-from empathy.specs import CheckpointSpec, Dpo
+from empathy.specs import CheckpointSpec, Dpo, ExamplesSpec, ImproveLlm, Rubric, VerdictsSpec
 from empathy.stages import Stage, walk
 from tests.experiments import tiny, write_dialogues
 
@@ -103,6 +103,14 @@ def test_a_reworded_prompt_remakes_its_own_branch_only(tmp_path: Path) -> None:
         ({"arms": [{"method": "improve_human"}]}, r"strategy"),
         ({"arms": [{"method": "direct", "teacher": "gpt-5"}]}, r"arms\.teacher = 'gpt-5'.*rule-teacher-1"),
         ({"teacher": None}, r"\[teacher\]"),
+        ({"arms": [{"method": "direct", "strategy": "naive"}]}, r"'naive': its prompt rewrites a reply; with direct"),
+        ({"arms": [{"method": "improve_llm", "strategy": "direct"}]}, r"'direct': its prompt has no \{reply\}"),
+        ({"arms": [{"method": "improve_llm", "strategy": "combined", "wording": [0, 2]}]}, r"wording = 2.*0 to 1"),
+        ({"arms": [{"method": "direct", "wording": 1}]}, r"wording = \[1\]: it chooses a wording of a strategy"),
+        ({"arms": [{"method": ["direct", "improve_llm"], "strategy": "naive"}]}, r"one that rewrites does not answer"),
+        ({"arms": [{"method": "human", "strategy": "naive"}]}, r"'human' has neither teacher nor strategy"),
+        ({"ratings": {"model": "m"}}, r"unrated_is_good = true beside \[ratings\]"),
+        ({"ratings": {"model": "m", "good": 6}}, r"ratings\.good"),
         ({"grid": {"student": ["big"]}}, r"grid\.student = 'big'.*tiny"),
         ({"data__screens": ["emty"]}, r"emty.*empty"),
         ({"data__split": "papr"}, r"papr"),
@@ -127,17 +135,112 @@ def test_served_names(tmp_path: Path) -> None:
     assert set(lowered.checkpoints) == {"tiny", "tiny-sft-direct-rule-teacher-1", "tiny-sft-dpo-direct-rule-teacher-1"}
 
 
-def test_shipped_experiments_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EMPATHY_DATA", str(tmp_path))
-    files = sorted((Path(__file__).parents[2] / "jobs" / "experiments").glob("*.toml"))
-    assert {f.stem for f in files} >= {"demo", "welivita_direct"}
-    for file in files:
-        assert documents.load(Experiment, file).name == file.stem
-
-
 def test_write_dialogues_is_what_the_tests_think(tmp_path: Path) -> None:
     lines = write_dialogues(tmp_path / "d.jsonl", 6).read_text().splitlines()
     assert [line.count('"human": 3') for line in lines] == [0, 0, 1, 0, 0, 1]
+
+
+def recorded_by_two(folder: Path, **changes: Any) -> Experiment:
+    """As `tiny`, with two responders recorded in the data."""
+    source = {"type": "jsonl", "path": str(folder / "dialogues.jsonl"), "recorded_replies": ["m1", "m2"]}
+    return tiny(folder, data__source=source, **changes)
+
+
+def test_recorded_replies_follow_no_strategy(tmp_path: Path) -> None:
+    for arms in (
+        {"method": "direct", "teacher": "m1", "strategy": "direct"},
+        {"method": "improve_human", "teacher": "m1", "strategy": "naive"},
+    ):
+        with pytest.raises(ValueError, match=r"arms\.teacher = 'm1': recorded replies follow no strategy"):
+            recorded_by_two(tmp_path, arms=[arms])
+    lowered = lower(recorded_by_two(tmp_path, arms=[{"method": "improve_llm", "teacher": "m1", "strategy": "naive"}]))
+    assert lowered.cells[0].lesson.initial is not None
+    assert lowered.cells[0].lesson.initial.label == "m1 (recorded)"
+
+
+def test_rewriting_needs_a_teacher_whatever_is_recorded(tmp_path: Path) -> None:
+    arms = [{"method": "improve_llm", "teacher": "m1", "strategy": "naive"}]
+    with pytest.raises(ValueError, match=r"'improve_llm' asks a teacher: add a \[teacher\] table"):
+        recorded_by_two(tmp_path, arms=arms, teacher=None)
+
+
+def test_wordings_are_an_axis(tmp_path: Path) -> None:
+    arms = [{"method": "improve_human", "strategy": ["naive", "combined"], "wording": [0, 1]}]
+    lowered = lower(tiny(tmp_path, arms=arms, grid__regime=["sft"], judge__opponents=["naive"]))
+    assert [c.lesson.name for c in lowered.cells] == [
+        f"method=improve_human teacher=rule-teacher-1 strategy={s} wording={w}"
+        for s in ("naive", "combined")
+        for w in (0, 1)
+    ]
+    assert len({c.checkpoint.key for c in lowered.cells}) == 4
+    assert [n for n in lowered.report.inputs if "verdicts" in n] == ["a002:verdicts:a000", "a003:verdicts:a001"]
+    assert "tiny-sft-improve_human-rule-teacher-1-naive-wording1" in lowered.checkpoints
+    plain = lower(tiny(tmp_path, arms=[{"method": "improve_human", "strategy": "naive"}], grid__regime=["sft"]))
+    assert plain.cells[0].checkpoint.key == lowered.cells[0].checkpoint.key  # the first wording is the default
+
+
+def test_a_union_pools_what_its_strategies_ask(tmp_path: Path) -> None:
+    arms = [{"method": "improve_human", "strategy": ["cognitive", "affective", "compassionate", "combined"]}]
+    *single, combined = lower(tiny(tmp_path, arms=arms, grid__regime=["sft"])).cells
+    pooled = combined.lesson.learned
+    assert pooled is not None
+    assert [pooled.inputs[f"of:{k}"] for k in range(3)] == [c.lesson.learned for c in single]
+    alone = lower(tiny(tmp_path, arms=[{"method": "improve_human", "strategy": "combined"}], grid__regime=["sft"]))
+    assert alone.cells[0].checkpoint.key == combined.checkpoint.key
+
+
+def test_direct_may_answer_by_a_strategy(tmp_path: Path) -> None:
+    arms = [{"method": "direct", "strategy": ["direct", "chain_of_empathy.cbt"]}]
+    plain, reasoned = lower(tiny(tmp_path, arms=arms, grid__regime=["sft"])).cells
+    assert plain.checkpoint.key == lower(tiny(tmp_path)).cells[0].checkpoint.key  # the same question
+    assert reasoned.lesson.learned != plain.lesson.learned
+    assert reasoned.name.endswith("method=direct teacher=rule-teacher-1 strategy=chain_of_empathy.cbt seed=0")
+
+
+RATED: dict[str, Any] = {
+    "ratings": {"provider": "embedded", "model": "rule-judge-1", "good": 3.5},
+    "teacher": {"provider": "embedded", "model": "rule-teacher-1"},
+}
+
+
+def test_a_judges_scores_take_the_place_of_ratings(tmp_path: Path) -> None:
+    arms = [{"method": "direct"}, {"method": ["improve_human", "improve_llm"], "strategy": "naive"}]
+    lowered = lower(tiny(tmp_path, arms=arms, **RATED))
+    sets = [s for s in stages(lowered) if isinstance(s.spec, ExamplesSpec) and not s.label.startswith("raising")]
+    assert len(sets) == 3 * 4
+    for stage in sets:
+        scored = {name for name in stage.inputs if name.startswith("scores:")}
+        assert isinstance(stage.spec, ExamplesSpec)
+        if (stage.spec.purpose, stage.spec.objective) == ("heldout", "sft"):  # every reply: nothing is selected
+            assert (scored, stage.spec.good) == (set(), None)
+        else:
+            learned = {"scores:learned"} if stage.spec.method.type == "direct" else set()
+            assert (scored, stage.spec.good) == ({"scores:human"} | learned, 3.5)
+    rubrics = [s for s in stages(lowered) if isinstance(s.spec, VerdictsSpec) and isinstance(s.spec.judge, Rubric)]
+    assert sorted(s.label for s in rubrics) == [
+        "rule-judge-1 rates human (recorded)",
+        "rule-judge-1 rates rule-teacher-1 direct",
+    ]
+    assert all(isinstance(s.spec, VerdictsSpec) and s.spec.split is None for s in rubrics)
+
+
+def test_another_threshold_rates_nothing_anew(tmp_path: Path) -> None:
+    low = lower(tiny(tmp_path, **RATED))
+    high = lower(tiny(tmp_path, **RATED | {"ratings": RATED["ratings"] | {"good": 4.5}}))
+    shared = [s for s in stages(low) if isinstance(s.spec, VerdictsSpec) and isinstance(s.spec.judge, Rubric)]
+    assert len(shared) == 2
+    assert {s.key for s in shared} <= keys(high)
+    assert low.cells[0].checkpoint.key != high.cells[0].checkpoint.key
+
+
+def test_method_3_by_the_papers_code(tmp_path: Path) -> None:
+    arms = [{"method": "improve_llm", "strategy": "naive"}]
+    code = {"train__rejected": "human", "train__original": "human", "train__division": "random"}
+    at_random = lower(tiny(tmp_path, arms=arms, **code, **RATED))
+    assert at_random.cells[0].lesson.method == ImproveLlm(rejected="human", original="human", division="random")
+    assert not [n for s in stages(at_random) for n in s.inputs if n.startswith("scores:")]  # no rating is looked at
+    text = lower(tiny(tmp_path, arms=arms)).cells[0].lesson.method
+    assert text == ImproveLlm(rejected="initial", original="initial", division="ratings")
 
 
 def test_only_keeps_matching_cells_and_their_keys(tmp_path: Path) -> None:
