@@ -34,6 +34,11 @@ _BEGINS = b'{"key":"'
 _KEY = slice(8, 48)  # of a line: 40 hex digits
 
 
+def is_reply(line: bytes) -> bool:
+    """Whether a line of a journal is whole."""
+    return line.startswith(_BEGINS) and line.endswith(b"}\n")
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is left of a request when only its key is known: its reply came out of a batch of an earlier process."""
@@ -145,9 +150,7 @@ class Ledger:
             return
         for place, block in self._journals.fetch(writer):
             for line in block.splitlines(keepends=True):
-                if line.startswith(_BEGINS) and line.endswith(
-                    b"}\n"
-                ):  # a damaged line is no reply: it is asked for again
+                if is_reply(line):  # a damaged one is asked for again
                     self._index(line[_KEY].decode(), place, len(line))
                 place += len(line)
 

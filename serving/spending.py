@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from empathy.files import Files
 from serving.journals import open_journals
+from serving.ledger import is_reply
 
 if TYPE_CHECKING:  # slow to load
     import polars as pl
@@ -44,7 +45,10 @@ def _sums(files: Files) -> Iterator[pl.DataFrame]:
     journals = open_journals(files, "")
     for writer in journals.writers():
         for _, block in journals.fetch(writer):
-            lines = pl.read_ndjson(io.BytesIO(block), schema=fields, ignore_errors=True)
+            whole = b"".join(x for x in block.splitlines(keepends=True) if is_reply(x))
+            if not whole:
+                continue
+            lines = pl.read_ndjson(io.BytesIO(whole), schema=fields, ignore_errors=True)
             yield (
                 lines.filter(pl.col("key").is_not_null() & pl.col("at").is_not_null())
                 .with_columns(

@@ -1,0 +1,162 @@
+"""`empathy ledger`: what was spent by whom, on what and when, and what sharing saved; sums by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from cluster.steps.asking import ask_all
+from empathy import replies
+from empathy.records import Dialogue, Reply, Turn
+from empathy.requests import Answer, Request
+from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
+from empathy.stages import Stage
+from empathy.store import Store
+from jobs import cli, ledger
+from serving import uses
+from serving.ledger import Ledger
+from serving.prices import Prices
+from serving.spending import UNKNOWN, spending
+
+PROFILE = """
+store = "{store}"
+[prices."m-1"]
+usd_per_million_in  = 10
+usd_per_million_out = 100
+as_of               = "2026-11-01"
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"))
+
+
+def request(number: int, model: str = "m-1") -> Request:
+    return Request("p", model, (Turn("user", f"hello {number}"),))
+
+
+def line(number: int, at_s: float, **changes: object) -> str:
+    fields = {"provider": "p", "model": "m-1", "tokens_in": 10, "tokens_out": 2, "at": at_s, "text": "hi\u2028"}
+    return json.dumps({"key": f"{number:040x}"} | fields | changes, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def write(store: Store, name: str, text: str) -> None:
+    store.files.write(f"ledger/replies/{name}.jsonl", text.encode())
+
+
+NOON = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC
+DAY_S = 86_400
+
+
+def test_sums_by_who_model_day_and_price(store: Store) -> None:
+    lines = [
+        line(1, NOON),
+        line(2, NOON, experiment="paper"),
+        line(3, NOON + DAY_S, experiment="paper", tokens_in=5),
+        line(4, NOON + DAY_S, experiment="paper", price=0.5),
+        line(5, NOON, experiment="paper", model="n", tokens_out=None),
+        '{"key":"' + "0" * 39 + '9","torn\n',
+        line(6, NOON, experiment="paper"),
+    ]
+    write(store, "a" * 16, "".join(lines))
+    write(store, "b" * 16, line(2, NOON, experiment="other"))
+    found = {
+        (r["experiment"], r["model"], r["day"], r["price"]): (
+            r["requests"],
+            r["tokens_in"],
+            r["tokens_out"],
+            r["uncounted"],
+        )
+        for r in spending(store.files).iter_rows(named=True)
+    }
+    first, second = date(2026, 9, 21), date(2026, 9, 22)
+    assert found == {
+        (UNKNOWN, "m-1", first, 1.0): (1, 10, 2, 0),
+        ("paper", "m-1", first, 1.0): (2, 20, 4, 0),
+        ("paper", "m-1", second, 1.0): (1, 5, 2, 0),
+        ("paper", "m-1", second, 0.5): (1, 10, 2, 0),
+        ("paper", "n", first, 1.0): (1, 10, 0, 1),
+        ("other", "m-1", first, 1.0): (1, 10, 2, 0),
+    }
+
+
+def test_the_tables_have_dollars_where_a_price_is_known(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.toml").write_text(PROFILE.format(store=store.url))
+    text = [line(k, NOON, experiment="paper", tokens_in=100_000, tokens_out=10_000) for k in range(3)]
+    text += [line(7, NOON, experiment="cheap", tokens_in=100_000, tokens_out=10_000, price=0.5)]
+    text += [line(8, NOON, experiment="odd", model="nobody-knows")]
+    write(store, "a" * 16, "".join(text))
+    assert cli.main(["ledger", "--on", str(tmp_path / "p.toml")]) == 0
+    said = capsys.readouterr().out
+    row = {
+        name: re.split(r"\s{2,}", found[0].strip())[-1]
+        for name in ("paper", "cheap", "odd", "all")
+        if (found := [x for x in said.splitlines() if x.startswith(f"{name} ")])
+    }
+    # 3 x (0.1 x $10 + 0.01 x $100) = 6; half the price of one such reply; unknown; the sum of what is known.
+    assert row == {"paper": "6.00", "cheap": "1.00", "odd": "unknown", "all": ">= 7.00"}
+    assert "10 in, 100 out, as of 2026-11-01" in said
+    assert 'unknown: add [prices."nobody-knows"]' in said
+
+
+def test_an_empty_store_says_so_and_stays_empty(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ledger", "--store", store.url]) == 0
+    assert "no paid replies" in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_real_ledger_is_read_with_who_paid(store: Store) -> None:
+    for name, numbers in (("one", range(3)), ("two", range(3, 5))):
+        with Ledger(store.files, experiment=name) as kept:
+            for k in numbers:
+                kept.record(request(k), Answer("hi", tokens_in=7, tokens_out=1))
+    sums = {r["experiment"]: (r["requests"], r["tokens_in"]) for r in spending(store.files).iter_rows(named=True)}
+    assert sums == {"one": (3, 21), "two": (2, 14)}
+
+
+# ---------------------------------------------------------------- sharing
+
+
+def teaching(store: Store, ids: range, digest: str) -> Stage:
+    """A stage that asks about these dialogues; the same dialogue is the same request in every data set."""
+    about = Stage(DialoguesSpec(source="test", digest=digest, split=RandomSplit()))
+    writer = store.writer(about)
+    rows = [Dialogue(f"d{k}", "g", (Turn("user", f"My dog number {k} died last week."),)) for k in ids]
+    writer.write_records(0, rows, Dialogue)
+    writer.commit()
+    teacher = Teacher(provider="embedded", model="rule-teacher-1", turns=("{dialogue}\n\nAnswer the speaker.",))
+    return Stage(RepliesSpec(responder=teacher), {"dialogues": about})
+
+
+def test_what_sharing_saved(store: Store) -> None:
+    """ "small" pays for 6 replies; "large" asks about those and 4 more; "third" stands on large's stage."""
+    from cluster.steps.asking import Job
+    from serving.providers import Provider
+    from serving.scripted import Scripted
+
+    small, large = teaching(store, range(6), "0" * 64), teaching(store, range(10), "1" * 64)
+    with Scripted() as server:
+        providers = {"embedded": Provider("embedded", server.url)}
+        for name, stage, n in (("small", small, 6), ("large", large, 10)):
+            uses.note(store.files, name, [stage])
+            job = Job(stage, Reply, replies.askings, (n,))
+            ask_all([job], store, providers, 0, 4, lambda *_: None, name)
+        assert server.counts()["total"] == 10
+    uses.note(store.files, "third", [large])
+    uses.note(store.files, "third", [large])
+    tokens = [(r.tokens_in or 0, r.tokens_out or 0) for r in store.get(large).read(Reply)]
+    saved = ledger.savings(store, Prices())
+    assert set(saved) == {"large", "third"}, "who came first saved nothing"
+    assert (saved["large"].requests, saved["large"].tokens_in) == (6, sum(t for t, _ in tokens[:6]))
+    assert (saved["third"].requests, saved["third"].tokens_out) == (10, sum(t for _, t in tokens))
+    paid = {r["experiment"]: r["requests"] for r in spending(store.files).iter_rows(named=True)}
+    assert paid == {"small": 6, "large": 4}
