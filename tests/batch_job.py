@@ -1,4 +1,5 @@
-"""A run that tests start, kill and start again: `python -m tests.batch_job URL STORE OPTIONS ROWS PART_ROWS BATCH_ROWS`.
+"""A run that tests start, kill and start again: `python -m tests.batch_job URL STORE OPTIONS ROWS PART_ROWS
+BATCH_ROWS`.
 
 It makes one stage of two-turn chats through the batch API of the fake at URL, and prints how many batches it told of.
 """
@@ -16,6 +17,7 @@ from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
 from empathy.store import Store
 from serving.providers import Batching, Provider
+from serving.rules import teacher
 
 TURNS = ("{dialogue}\n\nAnswer the speaker.", "Now make it warmer.")
 SAID = ["My dog died last week.", "I lost my job today.", "I won the race!", "My sister ignores me.", "I failed."]
@@ -35,8 +37,8 @@ def dialogues(store: Store, rows: int, part_rows: int) -> Stage:
 
 
 def teaching(store: Store, rows: int, part_rows: int, turns: int = 2, label: str = "") -> Stage:
-    teacher = Teacher(provider="fake", model="rule-teacher", turns=TURNS[:turns])
-    return Stage(RepliesSpec(responder=teacher), {"dialogues": dialogues(store, rows, part_rows)}, label=label)
+    responder = Teacher(provider="fake", model=teacher.NAME, turns=TURNS[:turns])
+    return Stage(RepliesSpec(responder=responder), {"dialogues": dialogues(store, rows, part_rows)}, label=label)
 
 
 def provider(url: str, **batching: Any) -> Provider:

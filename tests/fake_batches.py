@@ -1,4 +1,4 @@
-"""A provider with a batch API, as a server in a process of its own: it is slow, forgetful and careless, and counts bills.
+"""A provider with a batch API, a server in a process of its own: slow, forgetful, careless, and counting what it bills.
 
 Replies are those of the embedded rules, at once (POST /v1/chat/completions) or in batches, so both ways must make the
 same artifacts. Result lines always come shuffled, and every fifth one twice.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import random
 import subprocess
@@ -69,13 +70,16 @@ class Provider:
     """The server's state."""
 
     def __init__(self, faults: Faults):
+        self.beginnings = 0
         self.begin(faults)
 
     def begin(self, faults: Faults) -> None:
         self.faults, self.random = faults, random.Random(faults.seed)
+        self.beginnings += 1  # no id comes again
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, _Batch] = {}
         self.calls: Counter[str] = Counter()
+        self.numbers = itertools.count()
         self.billed: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
         self.at_once: Counter[str] = Counter()
@@ -120,7 +124,7 @@ class Provider:
         data = upload.file.read()
         if len(data) > self.faults.most_bytes:
             return _error(413, "file too large")
-        ident = f"file-{len(self.files):04d}"
+        ident = f"file-{self.beginnings}-{next(self.numbers):04d}"
         self.files[ident] = data
         return _json({"id": ident, "object": "file", "bytes": len(data), "created_at": int(time.time())})
 
@@ -158,7 +162,7 @@ class Provider:
         if len(lines) + sum(len(b.lines) for b in self.batches.values() if not b.done) > self.faults.queue_rows:
             fate = "token_limit"
         body = {
-            "id": f"batch-{number:04d}",
+            "id": f"batch-{self.beginnings}-{number:04d}",
             "object": "batch",
             "status": "validating",
             "input_file_id": asked["input_file_id"],
@@ -234,7 +238,7 @@ class Provider:
         for field_name, rows in (("output_file_id", good), ("error_file_id", bad)):
             body[field_name] = "" if field_name == "error_file_id" else None  # both ways to say none are in the wild
             if rows:
-                body[field_name] = f"file-{len(self.files):04d}"
+                body[field_name] = f"file-{self.beginnings}-{next(self.numbers):04d}"
                 self.files[body[field_name]] = b"\n".join(rows) + b"\n"
 
     def _answer(self, line: dict[str, Any], fate: Fate, good: list[bytes], bad: list[bytes]) -> None:
