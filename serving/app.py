@@ -91,14 +91,16 @@ class Students:
 
     def stop(self) -> None:
         """End the endpoint and the engine; Serve itself and other applications stay."""
+        import ray
         from ray import serve
 
         from serving import owners
 
         if self._server is not None:
             self._server.stop()
-        serve.delete(self.app_name)
-        owners.disown(self._owned)
+        if ray.is_initialized():  # else we have left the cluster, and what was ours goes by itself
+            serve.delete(self.app_name)
+            owners.disown(self._owned)
 
     def __enter__(self) -> Students:
         return self
