@@ -12,11 +12,12 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from empathy import documents, prompts
-from empathy.experiment.arms import Arms, Grid, Method, Regime
+from empathy.experiment.arms import Arms, Grid, Regime
 from empathy.experiment.asked import Judging, Ratings, Teacher
 from empathy.experiment.data import Data
 from empathy.experiment.sections import Section
 from empathy.experiment.students import DpoOptimiser, Generate, Raise, StudentModel, Train
+from empathy.specs import METHODS
 
 __all__ = [
     "Arms",
@@ -26,7 +27,6 @@ __all__ = [
     "Generate",
     "Grid",
     "Judging",
-    "Method",
     "Raise",
     "Ratings",
     "Regime",
@@ -87,7 +87,8 @@ class Experiment(Section):
                 raise ValueError(
                     f"arms.teacher = {teacher!r}: neither recorded with the data nor [teacher] model; there are {known}"
                 )
-            if teacher not in asked and arms.strategy and arms.method != ("improve_llm",):
+            learns = {METHODS[m].learns for m in arms.method}
+            if teacher not in asked and arms.strategy and learns != {"rewritten_answers"}:
                 raise ValueError(
                     f"arms.teacher = {teacher!r}: recorded replies follow no strategy; leave teacher out and the "
                     "[teacher] model is asked (with improve_llm it rewrites what was recorded)"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from empathy.experiment.sections import LISTED, Section
+from empathy.specs import METHODS
 
 Regime = Literal["sft", "dpo", "sft+dpo"]
-Method = Literal["direct", "improve_human", "improve_llm", "human"]
-METHODS_THAT_REWRITE = ("improve_human", "improve_llm")
 
 
 class Arms(Section):
     """Some arms: the product of its lists. `teacher` names responders recorded with the data, or the `[teacher]`
     model."""
 
-    method: Annotated[tuple[Method, ...], LISTED]
+    method: Annotated[tuple[str, ...], LISTED]
     teacher: Annotated[tuple[str, ...], LISTED] = ()
     strategy: Annotated[tuple[str, ...], LISTED] = ()
     """Prompts (`empathy.prompts`): those that rewrite for improve_human and improve_llm, those that answer for
@@ -26,9 +25,17 @@ class Arms(Section):
     wording: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LISTED] = ()
     """Which wordings of each strategy; () is the first."""
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [n for n in names if n not in METHODS]
+        if unknown:
+            raise ValueError(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
+        return names
+
     @model_validator(mode="after")
     def _fit(self) -> Arms:
-        rewriting = [m for m in self.method if m in METHODS_THAT_REWRITE]
+        rewriting = [m for m in self.method if METHODS[m].learns.startswith("rewritten")]
         if rewriting and not self.strategy:
             raise ValueError(f"method {rewriting[0]!r} rewrites replies and needs strategy = [...]")
         if self.strategy and 0 < len(rewriting) < len(self.method):
@@ -36,8 +43,9 @@ class Arms(Section):
                 "strategy: one that rewrites does not answer, and one that answers does not rewrite; put direct into "
                 "[[arms]] of its own"
             )
-        if "human" in self.method and (self.strategy or self.teacher):
-            raise ValueError("method 'human' has neither teacher nor strategy; put it into [[arms]] of its own")
+        alone = [m for m in self.method if METHODS[m].learns == "human"]
+        if alone and (self.strategy or self.teacher):
+            raise ValueError(f"method {alone[0]!r} has neither teacher nor strategy; put it into [[arms]] of its own")
         if self.wording and not self.strategy:
             raise ValueError(
                 f"wording = {list(self.wording)}: it chooses a wording of a strategy; give strategy = [...]"
@@ -47,12 +55,12 @@ class Arms(Section):
     @property
     def rewrites(self) -> bool:
         """Whether its methods improve replies."""
-        return any(m in METHODS_THAT_REWRITE for m in self.method)
+        return any(METHODS[m].learns.startswith("rewritten") for m in self.method)
 
     @property
     def asks(self) -> bool:
         """Whether the [teacher] model is needed, whatever is recorded."""
-        return bool(self.strategy) or (not self.teacher and self.method != ("human",))
+        return bool(self.strategy) or any(METHODS[m].learns == "answers" and not self.teacher for m in self.method)
 
     @property
     def count(self) -> int:

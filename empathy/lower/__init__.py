@@ -55,7 +55,7 @@ def _wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> li
     grid = [
         _Wanted(*values)
         for values in product(x.student_names, lessons, x.grid.regime, x.grid.seed)
-        if values[1].method.type != "human" or values[2] == "sft"  # no teacher, no pairs
+        if values[1].teacher or values[2] == "sft"  # no teacher, no pairs
     ]
     grid = list({w.name: w for w in grid}.values())  # an arm that the file names twice is one arm
     names = [w.name for w in grid]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from empathy.experiment import Regime
-from empathy.specs import MethodSpec
+from empathy.specs import AnyMethod
 from empathy.stages import Stage
 
 
@@ -18,7 +18,7 @@ class Lesson:
     arms choose none.
     """
 
-    method: MethodSpec
+    method: AnyMethod
     teacher: str | None
     strategy: str | None
     learned: Stage | None

@@ -6,21 +6,11 @@ from collections.abc import Iterator
 from itertools import product
 
 from empathy import prompts
-from empathy.experiment import Experiment, Method
+from empathy.experiment import Experiment
 from empathy.lower.cells import Lesson
 from empathy.lower.judging import scores
-from empathy.specs import (
-    Direct,
-    ExamplesSpec,
-    Human,
-    ImproveHuman,
-    ImproveLlm,
-    MethodSpec,
-    Pooled,
-    Recorded,
-    RepliesSpec,
-    Teacher,
-)
+from empathy.records import GOOD, HUMAN
+from empathy.specs import METHODS, AnyMethod, ExamplesSpec, Pooled, Recorded, RepliesSpec, Teacher
 from empathy.stages import Stage
 
 
@@ -72,33 +62,28 @@ class Lessons:
             for values in product(*axes):
                 yield self._lesson(*values)
 
-    def _lesson(self, method: Method, teacher: str | None, strategy: str | None, wording: int | None) -> Lesson:
-        train, asked = self.x.train, self.x.teacher
+    def _lesson(self, name: str, teacher: str | None, strategy: str | None, wording: int | None) -> Lesson:
+        asked = self.x.teacher
         who = teacher or (asked.model if asked else None)
-        if method == "human":
-            return Lesson(Human(least_rating=3), None, None, self.recorded("human"))
-        if method == "direct":
-            good = bool(asked and asked.unrated_is_good and who == asked.model)
-            direct = Direct(both_replies=train.both_replies, unrated_is_good=good)
+        method = self._method(name, who)
+        if method.learns == "human":
+            return Lesson(method, None, None, self.recorded(HUMAN))
+        if method.learns == "answers":
             learned = self.asked(strategy, wording or 0) if strategy else self._answers(teacher)
-            return Lesson(direct, who, strategy, learned, wording=wording)
+            return Lesson(method, who, strategy, learned, wording=wording)
         assert strategy, "checked when the file was read"
-        spec: MethodSpec = ImproveHuman(both_replies=train.both_replies)
-        initial = None
-        if method == "improve_llm":
-            spec, initial = self._method_3(), self._answers(teacher)
-        rewritten = self.asked(strategy, wording or 0, initial or self.recorded("human"))
-        return Lesson(spec, who, strategy, rewritten, initial, wording)
+        if method.learns == "rewritten_human":
+            rewritten = self.asked(strategy, wording or 0, self.recorded(HUMAN))
+            return Lesson(method, who, strategy, rewritten, wording=wording)
+        initial = self._answers(teacher)
+        return Lesson(method, who, strategy, self.asked(strategy, wording or 0, initial), initial, wording)
 
-    def _method_3(self) -> ImproveLlm:
-        train = self.x.train
-        return ImproveLlm(
-            both_replies=train.both_replies,
-            rejected=train.rejected,
-            original=train.original,
-            division=train.division,
-            division_seed=train.division_seed,
-        )
+    def _method(self, name: str, teacher: str | None) -> AnyMethod:
+        """The method with what [train] says of its options."""
+        asked, kind = self.x.teacher, METHODS[name]
+        good = bool(asked and asked.unrated_is_good and teacher == asked.model)
+        options = self.x.train.model_dump() | {"unrated_is_good": good, "least_rating": GOOD}
+        return kind.model_validate({field: options[field] for field in kind.model_fields if field in options})
 
     # ---- examples
 
@@ -126,11 +111,11 @@ class Lessons:
 
     def _rating(self, lesson: Lesson, objective: str, purpose: str) -> dict[str, Stage]:
         """The judge's scores that the set is selected by; none where people's ratings decide, or nothing does."""
-        at_random = isinstance(lesson.method, ImproveLlm) and lesson.method.division == "random"
+        at_random = getattr(lesson.method, "division", None) == "random"
         if self.x.ratings is None or at_random or (purpose, objective) == ("heldout", "sft"):
             return {}
-        found = {"scores:human": scores(self.x.ratings, self.dialogues, self.recorded("human"))}
-        if isinstance(lesson.method, Direct):
-            assert lesson.learned, "direct learns from a teacher"
+        found = {"scores:human": scores(self.x.ratings, self.dialogues, self.recorded(HUMAN))}
+        if lesson.method.learns == "answers":
+            assert lesson.learned
             found["scores:learned"] = scores(self.x.ratings, self.dialogues, lesson.learned)
         return found

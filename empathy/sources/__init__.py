@@ -13,8 +13,8 @@ from empathy.sources.jsonl import Jsonl
 from empathy.sources.sample import Sample
 from empathy.sources.welivita_pu import WelivitaPu
 
-Source = Annotated[WelivitaPu | EmpatheticDialogues | Esconv | Jsonl | Sample, Field(discriminator="type")]
 AnySource = WelivitaPu | EmpatheticDialogues | Esconv | Jsonl | Sample
+Source = Annotated[AnySource, Field(discriminator="type")]
 _ADAPTER: TypeAdapter[AnySource] = TypeAdapter(Source)
 
 __all__ = ["AnySource", "EmpatheticDialogues", "Esconv", "Jsonl", "Sample", "Source", "WelivitaPu", "parse"]

@@ -15,6 +15,8 @@ from empathy.specs.dialogues import (
     SplitSpec,
 )
 from empathy.specs.examples import (
+    METHODS,
+    AnyMethod,
     Direct,
     ExamplesSpec,
     Human,
@@ -54,7 +56,9 @@ KINDS: dict[str, type[Spec]] = {
 
 __all__ = [
     "KINDS",
+    "METHODS",
     "AnyJudge",
+    "AnyMethod",
     "Base",
     "CheckpointSpec",
     "DialoguesSpec",

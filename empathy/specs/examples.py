@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from empathy.records import Split
 from empathy.specs.parts import Part, Spec
 
+Learns = Literal["human", "answers", "rewritten_human", "rewritten_answers"]
+"""Which replies a method needs: people's alone, the teacher's answers, or what the teacher made of either."""
+
 
 class Direct(Part):
     """Method 1: the teacher answers; chosen over a human reply that is not Good."""
 
+    learns: ClassVar[Learns] = "answers"
     type: Literal["direct"] = "direct"
     both_replies: bool = True
     """SFT on the human and the teacher's reply (the paper), or on the teacher's alone."""
@@ -23,6 +27,7 @@ class Direct(Part):
 class ImproveHuman(Part):
     """Method 2: the teacher rewrites the human reply."""
 
+    learns: ClassVar[Learns] = "rewritten_human"
     type: Literal["improve_human"] = "improve_human"
     both_replies: bool = True
 
@@ -31,6 +36,7 @@ class ImproveLlm(Part):
     """Method 3: the teacher rewrites its own first answer. What the paper's text and its code tell differently can be
     chosen; the defaults are the text."""
 
+    learns: ClassVar[Learns] = "rewritten_answers"
     type: Literal["improve_llm"] = "improve_llm"
     both_replies: bool = True
     rejected: Literal["initial", "human"] = "initial"
@@ -51,12 +57,16 @@ class Human(Part):
     """No teacher: SFT on the human replies alone. Raises a random base to speech, and is the baseline of every
     method."""
 
+    learns: ClassVar[Learns] = "human"
     type: Literal["human"] = "human"
     least_rating: int | None = Field(None, ge=1, le=3)
     """Keep replies rated at least this; None takes all, rated or not."""
 
 
-MethodSpec = Annotated[Direct | ImproveHuman | ImproveLlm | Human, Field(discriminator="type")]
+AnyMethod = Direct | ImproveHuman | ImproveLlm | Human
+MethodSpec = Annotated[AnyMethod, Field(discriminator="type")]
+METHODS: dict[str, type[AnyMethod]] = {method.model_fields["type"].default: method for method in get_args(AnyMethod)}
+"""By name. The union is the registry."""
 
 
 class ExamplesSpec(Spec):
