@@ -7,6 +7,7 @@ its replica dies.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass
 from types import TracebackType
@@ -126,6 +127,7 @@ def start_engine(
     if not ray.is_initialized():
         raise RuntimeError("ray is not initialised: call ray.init() first; start_engine joins the caller's cluster")
     key = http.read_key() if http else ""  # before anything is started
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import sets INFO; our callers say what happens
     serve.start(proxy_location="Disabled")  # no effect where Serve already runs
     # Never another driver's application, even of the same students: whoever started it may end it at any time.
     name = f"students-{students.digest}-{secrets.token_hex(4)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from itertools import pairwise
 
 from empathy.judges.shown import DIMENSIONS, Shown, read_prompt
 from empathy.records import Turn
-from serving.rules.feelings import BY_NAME, feelings_in, words_of
-from serving.rules.teacher import content_words
+from serving.rules.feelings import feelings_in, words_of
+from serving.rules.relation import matter, relation, valence
 
 NAME = "rule-judge-1"
 """Its model name, revision included: verdicts are kept in ledgers under it, so raise the number with every change of
@@ -30,8 +31,10 @@ UNDERSTANDING = re.compile(
 SHARING = re.compile(
     r"\b(?:i(?:'m| am) (?:so |very |really |truly )?"
     r"(?:sorry|sad|happy|glad|excited|proud|moved|angry|thrilled|touched|delighted)"
-    r"|i feel|my heart|makes? me|with you|for you|i would (?:be|feel)|i'd (?:be|feel)|me too|congrat\w*|breaks my"
-    r"|warms)\b"
+    r"|i feel|my heart|makes? me (?:so |feel |want |smile|sad|happy|cry|laugh|tear)"
+    r"|(?:feel|happy|sorry|glad|excited|proud|sad|thrilled|rooting|cheering|hoping) (?:so |really )?(?:hard )?for you"
+    r"|(?:along|feel|sit|grieve|cry|smile|right there|celebrate) with you|i would (?:be|feel)|i'd (?:be|feel)|me too"
+    r"|congrat\w*|breaks my|warms)\b"
 )
 CARING = re.compile(
     r"\b(?:here (?:for you|if you)|here to listen|let me know|talk (?:about it|to (?:me|someone|him|her|them))"
@@ -40,6 +43,7 @@ CARING = re.compile(
     r"|wish you|good luck|hang in|sending|hugs?|proud of you|tell me more|have you (?:tried|thought|talked|considered)"
     r"|maybe you (?:can|could)|you can (?:do|always)|happy to|glad to|i'd love)\b"
 )
+ASKING = re.compile(r"\b(?:you|your)\b[^.!?]*\?")
 ORDERING = re.compile(
     r"\b(?:you (?:should|need to|must) (?:just|stop|get|not)|get over|stop \w+ing|calm down|your own fault|whatever"
     r"|big deal|who cares|lol)\b"
@@ -70,10 +74,6 @@ _ODD_AFTER = {  # words that hardly ever follow: many of them mean jumbled text
 CLOSE, CLOSE_OVERALL = 0.05, 0.02
 
 
-def _stem(word: str) -> str:
-    return re.sub(r"(?:ing|ed|es|s|'s)$", "", word)
-
-
 def soundness(text: str) -> float:
     """1 for whole, well-formed sentences; less where text is cut, jumbled or repeats itself; 0 for none."""
     words = words_of(text)
@@ -85,37 +85,37 @@ def soundness(text: str) -> float:
     triples = Counter(zip(words, words[1:], words[2:], strict=False))
     repeated = 1 - len(triples) / max(1, triples.total())
     whole = text.rstrip().endswith((".", "!", "?", "…", '"', ")", ":)"))
-    return max(0.0, 1.0 - 0.3 * min(1.0, lowered) - 5.0 * odd - 2.0 * repeated - (0.0 if whole else 0.35))
+    return max(0.0, 1.0 - 0.3 * min(1.0, lowered) - 5.0 * odd - 2.0 * repeated - (0.0 if whole else 0.55))
 
 
-def valence(text: str) -> float:
-    """Pleasant feelings minus unpleasant ones, -1 to 1; 0 when there are none."""
-    found = feelings_in(text)
-    total = found.total()
-    return sum(n if BY_NAME[name].pleasant else -n for name, n in found.items()) / total if total else 0.0
+def idle_words(case: str, text: str) -> int:
+    """Words in sentences that neither speak of the case nor carry any empathy."""
+    about, idle = matter(case), 0
+    for sentence in re.split(r"(?<=[.!?…])\s+|\n+", text):
+        low = sentence.lower().replace("’", "'")
+        if not (about & matter(sentence) or any(p.search(low) for p in (UNDERSTANDING, SHARING, CARING, ASKING))):
+            idle += len(words_of(sentence))
+    return idle
 
 
 def scores(case: str, reply: str) -> dict[str, float]:
     """Each dimension from 0 to 1."""
     text = reply.lower().replace("’", "'")
-    theirs = {_stem(w) for w in content_words(re.sub(r"^\w+: ", "", case, flags=re.MULTILINE))}
-    ours = {_stem(w) for w in content_words(reply)}
-    touched = min(len(theirs & ours), 3) / 3
-    case_feelings, feelings = feelings_in(case), feelings_in(reply)
-    agree = valence(case) * valence(reply)
-    same = bool(set(case_feelings) & set(feelings))
-    asks = bool(re.search(r"\b(?:you|your)\b[^.!?]*\?", text))
+    said = re.sub(r"^\w+: ", "", case, flags=re.MULTILINE)
+    case_feelings, feelings = feelings_in(said), feelings_in(reply)
     understood = 0.25 * bool(UNDERSTANDING.search(text)) + 0.15 * bool(re.search(r"\byou", text))
-    cognitive = 0.6 * touched + understood
-    affective = 0.4 * bool(SHARING.search(text)) + 0.3 * bool(feelings) + 0.3 * same - 0.4 * (agree < -0.2)
-    compassion = 0.65 * bool(CARING.search(text)) + 0.35 * asks - 0.4 * bool(ORDERING.search(text))
-    fit = 0.3 + 0.7 * min(1.0, touched * 1.5)  # what would fit any situation is low in every dimension
-    weight = soundness(reply) * (0.3 if STEERING.search(text) else 1.0)
-    return {
-        "cognitive": max(0.0, cognitive) * weight,
-        "affective": max(0.0, affective) * fit * weight,
-        "compassionate": max(0.0, compassion) * fit * weight,
-    }
+    touched = min(len(matter(said) & matter(reply)), 3) / 3
+    cognitive = 0.2 * touched + 0.4 + understood
+    same = bool(set(case_feelings) & set(feelings))
+    against = valence(said) * valence(reply) < -0.2
+    affective = 0.4 + 0.3 * bool(SHARING.search(text)) + 0.15 * bool(feelings) + 0.15 * same - 0.4 * against
+    compassion = 0.4 + 0.4 * bool(CARING.search(text)) + 0.2 * bool(ASKING.search(text))
+    compassion -= 0.4 * bool(ORDERING.search(text))
+    fit = 1 / (1 + math.exp(-relation(said, reply) / 2 + 0.5))  # what would fit any case is low in every dimension
+    idle = min(0.6, max(0, idle_words(said, reply) - 24) / 50)
+    weight = fit * (1 - idle) * soundness(reply) * (0.3 if STEERING.search(text) else 1.0)
+    found = {"cognitive": cognitive, "affective": affective, "compassionate": compassion}
+    return {name: max(0.0, score) * weight for name, score in found.items()}
 
 
 def compare(shown: Shown) -> tuple[dict[str, str], float]:
