@@ -67,6 +67,8 @@ class _Open:
     keys: list[str]
     ours: bool
     missed: int = 0
+    since: float = field(default_factory=time.monotonic)
+    polled_at: float = -1e9
     told_at: float = -1e9
     told: tuple[str, int] = ("", -1)
     first: tuple[float, int] | None = None
@@ -100,7 +102,7 @@ class Batches:
         self._ended: set[str] = set()
         self._states: dict[Lane, _State] = {}
         self._failures: Counter[str] = Counter()
-        self._polled_at = self._looked_at = -1e9
+        self._looked_at = -1e9
         self.refused: dict[str, Answer] = {}
         """Requests that will not be answered; kept for this process alone, the ledger holds no errors."""
         self.fresh: set[str] = set()
@@ -326,18 +328,23 @@ class Batches:
         return ended | ({NO_ROOM} if ended - {ELSEWHERE} else set())
 
     async def _wait(self) -> None:
-        poll_s = min((self._batching(o.note.provider).poll_s for o in self._open.values()), default=LOOK_S)
-        polls_at, looks_at = self._polled_at + poll_s, self._looked_at + LOOK_S
-        await asyncio.sleep(max(0.0, min(polls_at, looks_at) - time.monotonic()))
+        looks_at = self._looked_at + LOOK_S
+        wakes_at = min([looks_at, *(self._due_at(entry) for entry in self._open.values())])
+        await asyncio.sleep(max(0.0, wakes_at - time.monotonic()))
         now = time.monotonic()
         if now >= looks_at:
             await self.adopt()
             self._elsewhere.clear()
             self._ended.add(ELSEWHERE)
-        if now >= polls_at:
-            for entry in list(self._open.values()):
+        for entry in list(self._open.values()):
+            if now >= self._due_at(entry):
                 await self._poll(entry)
-            self._polled_at = time.monotonic()
+                entry.polled_at = time.monotonic()
+
+    def _due_at(self, entry: _Open) -> float:
+        """When to look at a batch again: soon while it is young, since some end within seconds."""
+        poll_s = self._batching(entry.note.provider).poll_s
+        return entry.polled_at + min(poll_s, max(1.0, 0.1 * (entry.polled_at - entry.since)))
 
     async def _poll(self, entry: _Open) -> None:
         assert entry.note.batch
