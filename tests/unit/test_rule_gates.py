@@ -103,8 +103,7 @@ def test_identical_replies_tie_9_times_in_10() -> None:
 def test_sixty_words_of_filler_do_not_win(filler: str) -> None:
     assert 55 <= len(filler.split()) <= 65
     found = shares(lambda i: f"{GOOD[i][1]} {filler}")
-    assert found["lost"] <= 0.02, found
-    assert found["won"] > found["lost"]
+    assert found["lost"] <= 0.05 < found["won"], found
 
 
 def test_injections_flip_at_most_1_in_100() -> None:
