@@ -24,6 +24,7 @@ class Results:
         self.reasons: dict[str, str] = {}
         self.stop: ProviderStopped | None = None
         """What must be mended before anything more is asked; raised when all that was paid for is kept."""
+        self.paid_usd = 0.0
         self.blameless = False
         """What went wrong is no fault of the rows."""
 

@@ -24,9 +24,11 @@ from empathy.requests import Answer, Request
 from serving import batch_notes
 from serving.batch_api import ENDPOINT, Batch, BatchApi, Lost, TooLarge, Unsure
 from serving.batch_notes import Note
+from serving.batch_purse import Purse
 from serving.batch_results import Results
 from serving.ledger import Asked, Ledger
 from serving.providers import Batching, Provider, ProviderDown, ProviderStopped
+from serving.quota import Here, Quota
 
 ELSEWHERE, NO_ROOM, AGAIN = "elsewhere", "no room", "again"
 """Instead of a batch's id: somebody else asks for it; no more batches may be open; look again at once."""
@@ -51,11 +53,14 @@ class _Basket:
     path: Path
     sink: BinaryIO
     keys: list[str] = field(default_factory=list)
+    usd: list[float] = field(default_factory=list)
+    """What each request can cost at worst."""
     size: int = 0
 
-    def add(self, key: str, line: bytes) -> None:
+    def add(self, key: str, line: bytes, usd: float) -> None:
         self.sink.write(line)
         self.keys.append(key)
+        self.usd.append(usd)
         self.size += len(line)
 
 
@@ -66,6 +71,8 @@ class _Open:
     note: Note
     keys: list[str]
     ours: bool
+    usd: dict[str, float] = field(default_factory=dict)
+    """Set aside for each request; nothing for a batch of an earlier run, which paid for it."""
     missed: int = 0
     since: float = field(default_factory=time.monotonic)
     polled_at: float = -1e9
@@ -92,7 +99,15 @@ class Batches:
     for people.
     """
 
-    def __init__(self, files: Files, ledger: Ledger, providers: Mapping[str, Provider], tell: Callable[[str], None]):
+    def __init__(
+        self,
+        files: Files,
+        ledger: Ledger,
+        providers: Mapping[str, Provider],
+        tell: Callable[[str], None],
+        quota: Quota | None = None,
+    ):
+        self._purse, self._poor = Purse(quota or Here()), False
         self._files, self._ledger, self._providers, self._tell = files, ledger, providers, tell
         self._apis: dict[str, BatchApi] = {}
         self._baskets: dict[Lane, _Basket] = {}
@@ -111,6 +126,7 @@ class Batches:
 
     async def __aenter__(self) -> Batches:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="empathy-batches-")))
+        await self._stack.enter_async_context(self._purse)
         for name, provider in self._providers.items():
             self._apis[name] = await self._stack.enter_async_context(BatchApi(provider))
         return self
@@ -150,6 +166,9 @@ class Batches:
             return self._refuse(key, f"the request cannot be encoded: {error}")
         if len(line) > batching.file_bytes:
             return self._refuse(key, f"the request has {len(line):,} bytes, a batch at most {batching.file_bytes:,}")
+        if self._poor:
+            return NO_ROOM if self._open else ELSEWHERE
+        usd = self._purse.most_usd(request, len(line), batching.price)
         basket = self._baskets.get(lane)
         if basket and (len(basket.keys) >= state.requests or basket.size + len(line) > batching.file_bytes):
             await self._submit(lane)
@@ -158,7 +177,7 @@ class Batches:
             if not self._room(lane):
                 return NO_ROOM
             basket = self._new_basket(lane)
-        basket.add(key, line)
+        basket.add(key, line, usd)
         self._where[key] = basket.note.id
         return basket.note.id
 
@@ -195,26 +214,43 @@ class Batches:
     # ---------------------------------------------------------------- making a batch
 
     async def _submit(self, lane: Lane) -> None:
-        """Claim, upload, create: each noted before the next."""
+        """Set money aside, claim, upload, create: each noted before the next."""
         basket = self._baskets.pop(lane)
         basket.sink.close()
-        note = basket.note
+        try:
+            entry = await self._claimed(lane, basket)
+            if entry.keys:
+                whole = len(entry.keys) == len(basket.keys)
+                await self._send(entry, basket.path if whole else _only(basket.path, set(entry.keys)))
+        finally:
+            basket.path.unlink(missing_ok=True)
+
+    async def _claimed(self, lane: Lane, basket: _Basket) -> _Open:
+        """The batch with those requests of the basket that we can pay and nobody else asks."""
+        paid = await self._purse.reserve(lane, basket.usd)
+        self._poor = paid < len(basket.keys)
+        usd = dict(zip(basket.keys[:paid], basket.usd, strict=False))
+        granted = self._claim(basket.note, list(usd)) if usd else set[str]()
+        for key in basket.keys:
+            if key not in granted:
+                self._forget_place(key, basket.note.id)
+                if key in usd:
+                    self._elsewhere.add(key)
+        keys = [key for key in usd if key in granted]
+        note = replace(basket.note, rows=len(keys), usd=sum(usd[k] for k in keys))
+        entry = _Open(note, keys, True, {k: usd[k] for k in keys})
+        await self._purse.settle(lane, 0.0, sum(usd.values()) - sum(entry.usd.values()))
+        if usd and not keys:
+            self._close(entry, "others ask for all of it")
+        self._ended |= set() if keys else {note.id}
+        return entry
+
+    def _claim(self, note: Note, keys: list[str]) -> set[str]:
+        """Those of `keys` that are the batch's now. Its note comes first: it is what keeps the claims alive."""
         mine = self._ledger.claim([note.id])
         assert mine, "nobody else knows this id"
         batch_notes.save(self._files, note)
-        granted = self._ledger.claim(basket.keys, note.holder)
-        for key in basket.keys:
-            if key not in granted:
-                self._forget_place(key, note.id)
-                self._elsewhere.add(key)
-        entry = _Open(replace(note, rows=len(granted)), [k for k in basket.keys if k in granted], ours=True)
-        if not granted:
-            self._close(entry, "others ask for all of it")
-            return
-        try:
-            await self._send(entry, _only(basket.path, granted) if len(granted) < len(basket.keys) else basket.path)
-        finally:
-            basket.path.unlink(missing_ok=True)
+        return self._ledger.claim(keys, note.holder)
 
     async def _send(self, entry: _Open, path: Path) -> None:
         """A batch that was surely not created is closed again, so that nobody waits for it."""
@@ -225,9 +261,11 @@ class Batches:
             batch = await self._create(entry)
         except TooLarge as error:
             self._split(entry, lane, str(error))
+            await self._purse.settle(lane, 0.0, sum(entry.usd.values()))
             return
         except ProviderStopped:
             self._close(entry, "refused")
+            await self._purse.settle(lane, 0.0, sum(entry.usd.values()))
             raise
         self._save(entry, replace(entry.note, batch=batch.id))
         self._open[entry.note.id] = entry
@@ -335,6 +373,7 @@ class Batches:
         if now >= looks_at:
             await self.adopt()
             self._elsewhere.clear()
+            self._poor = self._poor and bool(self._open)
             self._ended.add(ELSEWHERE)
         for entry in list(self._open.values()):
             if now >= self._due_at(entry):
@@ -353,7 +392,7 @@ class Batches:
         except Lost as lost:
             entry.missed += 1
             if entry.missed >= LOST_AFTER:
-                self._lost(entry, str(lost))
+                await self._lost(entry, str(lost))
             return
         entry.missed = 0
         if batch.ended:
@@ -361,7 +400,7 @@ class Batches:
         else:
             self._say(entry, batch)
 
-    def _lost(self, entry: _Open, said: str) -> None:
+    async def _lost(self, entry: _Open, said: str) -> None:
         provider, note = self._providers[entry.note.provider], entry.note
         if note.key_mark != batch_notes.key_mark(provider.key(), note.id):
             raise ProviderStopped(
@@ -370,7 +409,9 @@ class Batches:
                 f"requests are paid again) by deleting {self._files.url}/{batch_notes.OPEN}/{note.id}.json"
             )
         self._tell(f"batch {note.batch} at {note.provider} is lost there ({said}); its requests are asked again")
-        self._finish(entry, Results(entry.keys, f"the provider lost batch {note.batch}"), "lost")
+        results = Results(entry.keys, f"the provider lost batch {note.batch}")
+        await self._settle(entry, results, lost=True)
+        self._finish(entry, results, "lost")
 
     def _say(self, entry: _Open, batch: Batch) -> None:
         now, done = time.monotonic(), batch.completed + batch.failed
@@ -392,13 +433,14 @@ class Batches:
         for file, count in ((batch.output_file, batch.completed), (batch.error_file, batch.failed)):
             if file is not None:
                 path = await self._fetched(entry.note, file, count)
-                results.read(path, provider, entry.note.model, lambda k, a: self._record(entry, k, a))
+                results.read(path, provider, entry.note.model, lambda k, a: self._record(entry, results, k, a))
                 path.unlink(missing_ok=True)
         if batch.status == "failed" and entry.ours:
             results.blame(batch.faults, entry.keys)
         if any(f.code == "token_limit_exceeded" for f in batch.faults):
             self._back_off(entry, results)
-        self._finish(entry, results, batch.status, batch)
+        await self._settle(entry, results)
+        self._finish(entry, results, batch.status)
         if entry.note.input_file:
             await self._apis[entry.note.provider].discard(entry.note.input_file)
 
@@ -416,12 +458,22 @@ class Batches:
             self._tell(f"result file {file} of batch {note.batch}: {lines:,} of {count:,} lines ({attempt})")
         return path
 
-    def _record(self, entry: _Open, key: str, answer: Answer) -> None:
+    def _record(self, entry: _Open, results: Results, key: str, answer: Answer) -> None:
         note = entry.note
         tries = 1 + self._failures.get(key, 0)
         price = self._batching(note.provider).price
         told = replace(answer, attempts=tries) if tries > 1 else answer
+        results.paid_usd += self._purse.cost_usd((note.provider, note.model), answer, price, entry.usd.get(key, 0.0))
         self._ledger.record(Asked(key, note.provider, note.model), told, note.experiment, price)
+
+    async def _settle(self, entry: _Open, results: Results, lost: bool = False) -> None:
+        """What the batch cost; all that was set aside, where the provider has lost it and cannot say."""
+        if entry.ours:
+            reserved = sum(entry.usd.values())
+            paid = reserved if lost else results.paid_usd
+            unknown = 0 if any(entry.usd.values()) else len(results.answered)
+            lane = (entry.note.provider, entry.note.model)
+            await self._purse.settle(lane, paid, reserved - paid, unknown)
 
     def _back_off(self, entry: _Open, results: Results) -> None:
         """The provider's queue for this model is full: no fault of the rows. Alone in it, the batch is too large."""
@@ -434,8 +486,8 @@ class Batches:
             state.requests = max(1, len(entry.keys) // 2)
             self._tell(f"{lane[0]} has no room for {len(entry.keys):,} requests to {lane[1]}: smaller batches")
 
-    def _finish(self, entry: _Open, results: Results, outcome: str, batch: Batch | None = None) -> None:
-        """Settle every row, close the note, and stop where asking on would be in vain."""
+    def _finish(self, entry: _Open, results: Results, outcome: str) -> None:
+        """Every row's fate, close the note, and stop where asking on would be in vain."""
         asks = self._batching(entry.note.provider).asks
         for key, why in results.failed():
             self._failures[key] += not results.blameless
@@ -452,6 +504,7 @@ class Batches:
             + (f", {lost:,} without an answer" if lost else "")
         )
         self._close(entry, outcome)
+        self._poor = False
         self._judge(entry, results, outcome)
 
     def _judge(self, entry: _Open, results: Results, outcome: str) -> None:

@@ -25,6 +25,7 @@ from serving.batches import check_places
 from serving.client import Client, Counts
 from serving.ledger import Ledger
 from serving.providers import Provider
+from serving.quota import Quota
 
 __all__ = ["Asker", "Builder", "Done", "Job", "Report", "ask", "ask_all"]
 
@@ -56,10 +57,11 @@ async def _answer_parts(
     in_flight: int,
     jobs: Sequence[Job],
     parts: Sequence[Done],
+    quota: Quota | None,
 ) -> AsyncGenerator[Done, None]:
     """Make `parts`, a few at a time; yields each when it is written. Raises what the first failing part raised."""
     waiting, running = list(reversed(parts)), dict[asyncio.Task[None], Done]()
-    async with Client(providers, ledger, in_flight) as client:
+    async with Client(providers, ledger, in_flight, quota) as client:
         try:
             while waiting or running:
                 while waiting and len(running) < PARTS_AT_ONCE:
@@ -79,18 +81,26 @@ class Asker:
     """What one worker process holds: the store, the ledger, the jobs."""
 
     def __init__(
-        self, store: Store, providers: Sequence[Provider], in_flight: int, jobs: Sequence[Job], experiment: str = ""
+        self,
+        store: Store,
+        providers: Sequence[Provider],
+        in_flight: int,
+        jobs: Sequence[Job],
+        experiment: str = "",
+        quota: Quota | None = None,
     ):
         for provider in providers:
             provider.key()
         self._store, self._ledger = store, Ledger(store.files, experiment=experiment)
-        self._providers, self._in_flight, self._jobs = providers, in_flight, jobs
+        self._providers, self._in_flight, self._jobs, self._quota = providers, in_flight, jobs, quota
 
     def answer(self, parts: Sequence[Done], tell: Callable[[Done], None]) -> None:
         """Make `parts`; `tell` hears of each."""
 
         async def work() -> None:
-            made = _answer_parts(self._store, self._ledger, self._providers, self._in_flight, self._jobs, parts)
+            made = _answer_parts(
+                self._store, self._ledger, self._providers, self._in_flight, self._jobs, parts, self._quota
+            )
             async with aclosing(made) as answered:
                 async for done in answered:
                     tell(done)
@@ -159,12 +169,13 @@ def ask_all(
     experiment: str = "",
     committed: Callable[[Stage], None] = lambda stage: None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    quota: Quota | None = None,
 ) -> None:
     """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
     one). `experiment` is the name under which the ledger notes who paid; `committed` hears of each finished stage.
 
     Stages of a provider with a batch API (`Provider.batch`) go through it, from this process, after the others; `say`
-    gets lines about its batches.
+    gets lines about its batches. `quota` paces all calls and caps their dollars.
 
     Each stage is committed when its last part is there. Raises ValueError for a missing key or a provider that stopped,
     ConnectionError for one that is down, OSError for a store that fails; what was answered is kept.
@@ -191,14 +202,14 @@ def ask_all(
         by_batch = {j for j, job in enumerate(jobs) if _provider(job, providers).batch}
         check_places(store.files, providers)
         if at_once := [part for part in parts if part.job not in by_batch]:
-            asker = (store, tuple(providers.values()), in_flight, jobs, experiment)
+            asker = (store, tuple(providers.values()), in_flight, jobs, experiment, quota)
             with batched.watched(store, providers, say):
                 if workers:
                     _in_ray(asker, at_once, workers, tell)
                 else:
                     _here(asker, at_once, tell)
         if later := [part for part in parts if part.job in by_batch]:
-            batched.fill(store, providers, jobs, later, tell, say, experiment)
+            batched.fill(store, providers, jobs, later, tell, say, experiment, quota)
 
 
 def _provider(job: Job, providers: Mapping[str, Provider]) -> Provider:

@@ -20,9 +20,10 @@ from empathy.requests import Answer, Asking, Request
 from empathy.store import Store
 from serving.batch_notes import open_notes
 from serving.batches import AGAIN, NO_ROOM, Batches
-from serving.client import Counts
+from serving.calls import Counts
 from serving.ledger import Ledger
 from serving.providers import Provider
+from serving.quota import Quota
 
 WATCH_S = 30.0
 """How often a run that sends its requests at once looks for batches that another one left behind."""
@@ -124,6 +125,7 @@ def fill(
     tell: Callable[[Done], None],
     say: Tell,
     experiment: str = "",
+    quota: Quota | None = None,
 ) -> None:
     """Make `parts` through the providers' batch APIs; `tell` hears of each part, `say` gets lines for people.
 
@@ -133,7 +135,7 @@ def fill(
 
     async def work() -> None:
         with Ledger(store.files, experiment=experiment) as ledger:
-            async with Batches(store.files, ledger, providers, say) as batches:
+            async with Batches(store.files, ledger, providers, say, quota) as batches:
                 await batches.adopt()
                 await _Parts(store, ledger, jobs, batches).make(parts, tell)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from serving import batch_notes, batches
 from serving.batch_api import read_batch
 from serving.batches import AGAIN, ELSEWHERE, NO_ROOM, Batches
 from serving.ledger import Ledger
+from serving.prices import Price, Prices
 from serving.providers import Batching, Provider, ProviderDown, ProviderStopped
+from serving.quota import Authority, BudgetSpent, Here, Quota
 from serving.rules import teacher
 from serving.scripted import request_id
 from tests.fake_batches import FakeBatches, Faults
@@ -56,12 +58,19 @@ def provider(server: FakeBatches, key_file: str | None = None, **batching: Any) 
     return Provider("fake", server.url, backoff_s=0.01, patience_s=5, key_file=key_file, batch=quick)
 
 
-def ask(place: Provider, files: Files, rows: range = range(ROWS), said: list[str] | None = None) -> dict[int, Answer]:
+def ask(
+    place: Provider,
+    files: Files,
+    rows: Sequence[int] = range(ROWS),
+    said: list[str] | None = None,
+    quota: Quota | None = None,
+) -> dict[int, Answer]:
     """Have all rows answered, in as many batches as it takes."""
 
     async def work() -> dict[int, Answer]:
         with Ledger(files) as ledger:
-            async with Batches(files, ledger, {"fake": place}, [].append if said is None else said.append) as open_ones:
+            tell = [].append if said is None else said.append
+            async with Batches(files, ledger, {"fake": place}, tell, quota) as open_ones:
                 await open_ones.adopt()
                 while left := [k for k in rows if open_ones.answer(request(k)) is None]:
                     waits = {await open_ones.want(request(k)) for k in left}
@@ -410,6 +419,49 @@ def test_others_requests_are_waited_for(fake: Callable[..., FakeBatches], files:
 
         assert asyncio.run(work())[1] == ELSEWHERE
         assert server.counts()["sizes"] == []
+
+
+OUT = Price(usd_per_million_in=0, usd_per_million_out=20_000, as_of="always")
+"""Two cents a token: at worst a row of 200 tokens costs 4 dollars, in a batch 2."""
+
+
+def cents(answers: dict[int, Answer]) -> float:
+    """What answers cost in batches: a cent a token."""
+    return 0.01 * sum(a.tokens_out or 0 for a in answers.values())
+
+
+def test_a_batch_is_only_as_large_as_the_budget_allows(
+    fake: Callable[..., FakeBatches], files: Files, expected: dict[int, str]
+) -> None:
+    server, quota = fake(), Here(Authority(max_usd=10.5), Prices({teacher.NAME: OUT}))
+    answers = ask(provider(server), files, quota=quota)
+    assert words(answers) == expected
+    spent = quota.authority.budget.spending
+    assert spent.paid_usd == pytest.approx(cents(answers))
+    assert spent.reserved_usd == 0
+    sizes = server.counts()["sizes"]
+    assert sizes[0] == 5  # 5 x 2 dollars
+    assert sizes[1] == (10.5 - cents({k: answers[k] for k in range(5)})) // 2
+    assert sum(sizes) == ROWS
+
+
+def test_the_cap_is_never_passed_and_what_was_paid_is_kept(fake: Callable[..., FakeBatches], files: Files) -> None:
+    server = fake()
+    with pytest.raises(BudgetSpent, match=r"max_usd = 2.3"):
+        ask(provider(server), files, quota=Here(Authority(max_usd=2.3), Prices({teacher.NAME: OUT})))
+    rows = [k for k, times in enumerate(bills(server)) if times]
+    assert 0 < len(rows) < ROWS
+    kept = ask(provider(server), files, quota=Here(Authority(max_usd=0.0), Prices({teacher.NAME: OUT})), rows=rows)
+    assert cents(kept) <= 2.3 < cents(kept) + 2
+
+
+def test_a_cap_without_a_price_is_refused_before_anything_is_sent(
+    fake: Callable[..., FakeBatches], files: Files
+) -> None:
+    server = fake()
+    with pytest.raises(ValueError, match="the price of fake/rule-teacher"):
+        ask(provider(server), files, quota=Here(Authority(max_usd=1.0)))
+    assert server.counts()["files"] == 0
 
 
 def test_what_cannot_be_json_is_refused(fake: Callable[..., FakeBatches], files: Files) -> None:
