@@ -21,10 +21,14 @@ from pyarrow import fs
 from cluster.lease import LeaseHeldError, lease, try_lease
 from empathy.bucket import BucketFiles
 from empathy.files import CHUNK_BYTES, environment
-from empathy.records import Reply
-from empathy.specs import DialoguesSpec, PaperSplit, ReportSpec
+from empathy.records import Reply, Turn
+from empathy.requests import Answer, Request
+from empathy.specs import DialoguesSpec, Judge, PaperSplit, ReportSpec, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import CorruptError, FencedError, Store
+from serving import uses
+from serving.ledger import Ledger
+from serving.spending import spending
 from tests.faults import broken_body, condition_ignored, fault_proxy, lost_answer, reset_mid_put, status
 from tests.s3 import SECRET, Server, open_bucket, s3_server, store
 
@@ -61,6 +65,19 @@ def test_what_is_written_is_read(store: Store) -> None:
     assert artifact.read_file("weights/a.bin") == b"alpha"
     assert artifact.identity == one.identity
     assert store.done(one)
+
+
+def test_spending_and_uses_are_read_from_either(store: Store) -> None:
+    for name, n in (("one", 3), ("two", 2)):
+        with Ledger(store.files, experiment=name) as kept:
+            for k in range(n):
+                kept.record(Request("p", name, (Turn("user", f"{k}"),)), Answer("hi", tokens_in=7, tokens_out=1))
+    sums = {r["experiment"]: (r["requests"], r["tokens_in"]) for r in spending(store.files).iter_rows(named=True)}
+    assert sums == {"one": (3, 21), "two": (2, 14)}
+    judged = Stage(VerdictsSpec(judge=Judge(provider="p", model="m", template="t")))
+    for name in ("one", "one", "two"):
+        uses.note(store.files, name, [judged, stage()])
+    assert uses.uses(store.files) == {name: {f"verdicts/{judged.key}"} for name in ("one", "two")}
 
 
 def test_nothing_is_there_before_commit(store: Store) -> None:
