@@ -1,19 +1,21 @@
-"""Who makes which stage, and how many at once. One line an executor; the order is the order in which work is looked
-for."""
+"""Who makes which stage: four lanes that run side by side. One entry a lane, in the order in which it is asked
+whether a stage is its own.
+
+A lane is a thread, or a thread for each model where models do not share anything. It takes what is ready, makes it, and
+tells what became of it (`cluster.work`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from cluster import providers
 from cluster.profile import Profile
 from cluster.progress import Progress
+from cluster.quota import RunQuota
+from cluster.schedule import Place
 from cluster.steps import here
-from cluster.steps.asking import Job, ask_all
-from empathy import judges, replies
-from empathy.records import Reply, Verdict
+from cluster.work import Needs, Work
 from empathy.specs import RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
@@ -22,7 +24,7 @@ from serving.providers import Provider
 
 @dataclass(frozen=True)
 class Context:
-    """What every executor gets."""
+    """What every lane gets."""
 
     store: Store
     profile: Profile
@@ -30,72 +32,107 @@ class Context:
     providers: Mapping[str, Provider] = field(default_factory=dict)
     experiment: str = ""
     """Its name: who pays."""
+    quota: RunQuota | None = None
+    """Paces all calls of the run and caps its dollars; None: no call is slowed down before the first 429."""
 
 
-Run = Callable[[Sequence[Stage], Context], None]
+Loop = Callable[[Sequence[Place], Work, Context], None]
 
 
 @dataclass(frozen=True)
-class Executor:
-    """`takes` says whether a stage is its kind of work; `run` makes a batch, inputs first, each committed to the
-    store."""
+class Lane:
+    """`model_of` says which model must be up to make a stage ("" when none is), None when it is not this lane's.
+    `loop` makes stages of the given places until none can come any more."""
 
     name: str
-    takes: Callable[[Stage], bool]
-    run: Run
-    on_ray: bool = True
+    model_of: Callable[[Stage], str | None]
+    loop: Loop
+    on_ray: Callable[[Context], bool] = lambda context: True
+    a_thread_a_model: bool = False
 
 
-def _responder(stage: Stage) -> object:
-    return stage.spec.responder if isinstance(stage.spec, RepliesSpec) else None
+# ---------------------------------------------------------------- in this process
 
 
-def _make_here(batch: Sequence[Stage], context: Context) -> None:
-    for stage in batch:
-        here.make(stage, context.store)
-        context.progress.finished(stage, context.store.get(stage).counts)
+def _here(places: Sequence[Place], work: Work, context: Context) -> None:
+    """One after another: they are small, and this process has one interpreter."""
+
+    def make(stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            here.make(stage, context.store)
+
+    while batch := work.next(places, at_most=1):
+        context.progress.working(batch, "in this process")
+        work.make(batch, make)
 
 
-def _job(stage: Stage, store: Store) -> Job:
-    dialogues = tuple(part.rows or 0 for part in store.get(stage.inputs["dialogues"]).parts)
+# ---------------------------------------------------------------- asking
+
+
+def asked_model(stage: Stage) -> str | None:
+    """ "PROVIDER MODEL" of a stage that sends requests to one."""
     if isinstance(stage.spec, VerdictsSpec):
-        return Job(stage, Verdict, judges.askings, dialogues)
-    return Job(stage, Reply, replies.askings, dialogues)
+        return f"{stage.spec.judge.provider} {stage.spec.judge.model}"
+    if isinstance(stage.spec, RepliesSpec) and isinstance(stage.spec.responder, Teacher):
+        return f"{stage.spec.responder.provider} {stage.spec.responder.model}"
+    return None
 
 
-def _ask(batch: Sequence[Stage], context: Context) -> None:
-    """Wave by wave: replies that improve on replies of the same batch come after them."""
-    while batch:
-        waiting = {s.key for s in batch}
-        wave = [s for s in batch if not any(i.key in waiting for i in s.inputs.values())]
-        ask_all(
-            [_job(stage, context.store) for stage in wave],
-            context.store,
-            {name: context.providers[name] for name in providers.models(wave)},
-            context.profile.ask.workers,
-            context.profile.ask.in_flight,
-            context.progress.units,
-            context.experiment,
-        )
-        batch = [s for s in batch if s not in wave]
+def _ask(places: Sequence[Place], work: Work, context: Context) -> None:
+    from cluster.steps import asking_lane
+
+    asking_lane.loop(places, work, context)
 
 
-def _train(batch: Sequence[Stage], context: Context) -> None:
+# ---------------------------------------------------------------- training, generating
+
+
+def _trained_base(stage: Stage) -> str | None:
+    if stage.kind not in ("checkpoint", "logprobs"):
+        return None
+    from empathy.train.bench import base_of
+
+    return base_of(stage.inputs["checkpoint"] if stage.kind == "logprobs" else stage).key
+
+
+def _train(places: Sequence[Place], work: Work, context: Context) -> None:
     from cluster.steps import training
 
-    training.run(batch, context)
+    training.loop(places, work, context)
 
 
-def _generate(batch: Sequence[Stage], context: Context) -> None:
-    from cluster.steps.generating import generate
+def _engine_of(stage: Stage) -> str | None:
+    """What one engine holds: a base with its adapters in one precision, or weights of their own."""
+    if not isinstance(stage.spec, RepliesSpec) or not isinstance(stage.spec.responder, Student):
+        return None
+    from empathy.train.bench import adapter_of, base_of
 
-    cache = Path(context.profile.cache).expanduser()
-    generate(batch, context.store, context.profile.engine, cache, context.progress.units)
+    checkpoint = stage.inputs["checkpoint"]
+    weights = base_of(checkpoint) if adapter_of(checkpoint) else checkpoint
+    return f"{weights.key} {stage.spec.responder.precision}"
 
 
-EXECUTORS = (
-    Executor("in this process", here.takes, _make_here, on_ray=False),
-    Executor("asking", lambda s: isinstance(s.spec, VerdictsSpec) or isinstance(_responder(s), Teacher), _ask),
-    Executor("training and scoring", lambda s: s.kind in ("checkpoint", "logprobs"), _train),
-    Executor("generating", lambda s: isinstance(_responder(s), Student), _generate),
+def _generate(places: Sequence[Place], work: Work, context: Context) -> None:
+    from cluster.steps import generating
+
+    generating.loop(places, work, context)
+
+
+LANES = (
+    Lane("here", lambda stage: "" if here.takes(stage) else None, _here, on_ray=lambda context: False),
+    Lane("asking", asked_model, _ask, on_ray=lambda c: c.profile.ask.workers > 0, a_thread_a_model=True),
+    Lane("training", _trained_base, _train),
+    Lane("generating", _engine_of, _generate),
 )
+
+
+def place_of(stage: Stage, lanes: Sequence[Lane] = LANES) -> Place:
+    """Where a stage is made."""
+    for lane in lanes:
+        model = lane.model_of(stage)
+        if model is not None:
+            return Place(lane.name, model)
+    raise AssertionError(f"{stage!r}: no lane makes this kind")
+
+
+__all__ = ["LANES", "Context", "Lane", "Needs", "Place", "Work", "place_of"]

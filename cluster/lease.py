@@ -175,6 +175,12 @@ def holder(store: Store, stage: Stage) -> str:
     return "process {pid} on host {host}".format(**json.loads(data)) if data else "nobody"
 
 
+def is_free(store: Store, stage: Stage) -> bool:
+    """Whether `try_lease` would be given it now: nobody who lives holds it. Changes nothing."""
+    newest = newest_epoch(store.files, _folder(stage))
+    return not newest or _is_free(store.files, _folder(stage), newest)
+
+
 def _folder(stage: Stage) -> str:
     return f"{stage.kind}/{stage.key}"
 

@@ -1,77 +1,170 @@
-"""Makes what is missing, inputs first, and loads each model once.
+"""Makes what is missing: whatever is ready at once, each model loaded once.
 
-The work is cut into batches of one executor: everything that this process can make, everything that asks a paid
-model, everything that trains or scores, everything that generates. A batch takes along every stage whose inputs are
-done or in the same batch, so one worker group trains a whole grid and one engine answers for all students of a base.
-Ray is started by the first batch that needs it: bad data is refused before.
+Sources are read first: bad data ends the run before Ray is started. Then every lane of `cluster.executors` works on its
+own thread, and this one waits, looks again at what other runs are making, and ends it all. A stage that fails stops its
+own branch; the rest is finished, and `Outcome` says what is not, and why.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from cluster.executors import EXECUTORS, Context, Executor
-from cluster.lease import try_lease
+from cluster.executors import LANES, Context, Lane, place_of
+from cluster.schedule import OPEN, Failure, Place, Schedule
 from cluster.session import ray_session
-from empathy.stages import Stage, missing
+from cluster.work import Needs, Work
+from empathy.stages import Stage, missing, walk
+from empathy.store import Store
 
-POLL_S = 1.0
+__all__ = ["Context", "Failure", "Outcome", "run", "to_make"]
 
-
-def batch_of(executor: Executor, pending: Sequence[Stage]) -> list[Stage]:
-    """The stages of `pending` (inputs first) that `executor` can make without waiting for another executor."""
-    waiting = {stage.key for stage in pending}
-    batch: list[Stage] = []
-    for stage in pending:
-        if executor.takes(stage) and not any(s.key in waiting for s in stage.inputs.values()):
-            batch.append(stage)
-            waiting.discard(stage.key)
-    return batch
+POLL_S = 2.0
+"""How often stages that other runs are making are looked at."""
+ENDING_S = 20.0
+"""How long lanes are given to end when the run is broken off; replies on their way are kept if they come by then."""
+CLOSING_S = 300.0
+"""How long they are given when all is done: groups and engines are taken down."""
 
 
-def run(targets: Sequence[Stage], context: Context) -> int:
-    """Make `targets` and what they need. Returns how many stages this call made.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `made`: stages made by this call. `open`: stages that are not made, failed ones included."""
 
-    A stage that another run is making (its lease is held) is left to it and looked at again. Raises what a stage
-    raised: what was finished stays, and the same call goes on from there.
+    made: int
+    failures: tuple[Failure, ...] = ()
+    open: int = 0
+
+
+def to_make(targets: Sequence[Stage], store: Store) -> list[Stage]:
+    """The stages that are missing, inputs first. A few listings, however many stages there are."""
+    finished = store.finished(walk(targets))
+    return missing(targets, lambda stage: stage.key in finished)
+
+
+def run(targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANES) -> Outcome:
+    """Make `targets` and what they need.
+
+    A stage that another run is making (its lease is held) is left to it and looked at again. Raises what is wrong with
+    a source, before anything else is begun, and KeyboardInterrupt when the process is told to end (SIGINT, SIGTERM);
+    what was finished stays, and the same call goes on from there.
     """
-    store, made = context.store, 0
-    context.progress.begin(missing(targets, store.done))
-    with ExitStack() as ray:
-        while pending := missing(targets, store.done):
-            now = 0
-            for executor in EXECUTORS:
-                batch = batch_of(executor, pending)
-                now = _make(executor, batch, context, ray) if batch else 0
-                if now:
-                    break
-            made += now
-            if not now:
-                time.sleep(POLL_S)  # all that could be done is in other hands
-    return made
+    pending = to_make(targets, context.store)
+    context.progress.begin(pending)
+    if not pending:
+        return Outcome(0)
+    context.progress.schedule = schedule = Schedule(pending, lambda stage: place_of(stage, lanes))
+    work = Work(schedule, context.store, context.progress, lambda: _total(context))
+    with context.progress.live():
+        _Run(work, context, lanes, pending).make()
+    failures = tuple(schedule.failures())
+    return Outcome(work.made, failures, len(failures) + sum(failure.behind for failure in failures))
 
 
-def _make(executor: Executor, batch: Sequence[Stage], context: Context, ray: ExitStack) -> int:
-    """Make those of the batch that nobody else is making, under their leases."""
-    with ExitStack() as leases:
-        free: list[Stage] = []
-        taken: set[str] = set()
-        for stage in batch:
-            blocked = any(s.key in taken for s in stage.inputs.values())
-            lease = None if blocked else try_lease(context.store, stage)
-            if lease is None:
-                taken.add(stage.key)
+class _Run:
+    """One call of `run`."""
+
+    def __init__(self, work: Work, context: Context, lanes: Sequence[Lane], pending: Sequence[Stage]):
+        self.work, self.context, self.lanes = work, context, lanes
+        self.sources = [stage for stage in pending if stage.kind == "dialogues"]
+        self.threads: list[threading.Thread] = []
+
+    def make(self) -> None:
+        with ExitStack() as up:
+            up.enter_context(_ended_by_signals())
+            up.callback(self._end)
+            self._start(on_ray=False)
+            self._read_sources()
+            if self._start_is_due():
+                up.enter_context(ray_session(self.context.profile))
+                up.enter_context(_ended_by_signals())  # Ray has set a handler of its own
+                up.callback(self._end)  # before Ray is taken down
+                self._start(on_ray=True)
+            self._follow()
+        if self.work.broken is not None:
+            raise self.work.broken
+
+    def _start(self, on_ray: bool) -> None:
+        """A thread for each lane that has anything to make, or for each of its models."""
+        places: dict[str, list[Place]] = defaultdict(list)
+        for place in sorted(self.work.schedule.places(), key=lambda p: p.model):
+            places[place.lane].append(place)
+        for lane in self.lanes:
+            if lane.on_ray(self.context) != on_ray or not places[lane.name]:
                 continue
-            leases.enter_context(lease)
-            if not context.store.done(stage):
-                free.append(stage)
-        if free:
-            if executor.on_ray:
-                ray.enter_context(ray_session(context.profile))
-            context.progress.working(free, executor.name)
-            executor.run(free, context)
-        for stage in free:
-            context.progress.finished(stage, context.store.get(stage).counts)
-        return len(free)
+            groups = [[p] for p in places[lane.name]] if lane.a_thread_a_model else [places[lane.name]]
+            for group in groups:
+                self._thread(lane, group)
+
+    def _thread(self, lane: Lane, places: Sequence[Place]) -> None:
+        thread = self.work.thread(lane.name, lambda: lane.loop(places, self.work, self.context))
+        self.threads.append(thread)
+        thread.start()
+
+    def _read_sources(self) -> None:
+        self._follow(lambda: all(self.work.schedule.state(s) not in OPEN for s in self.sources))
+        for stage in self.sources:
+            if stage.key in self.work.errors:
+                raise self.work.errors[stage.key]
+
+    def _start_is_due(self) -> bool:
+        on_ray = {lane.name for lane in self.lanes if lane.on_ray(self.context)}
+        places = [place for place in self.work.schedule.places() if place.lane in on_ray]
+        return not self.work.stopping and self.work.may_come(places)
+
+    def _follow(self, true: Any = None) -> None:
+        """Until `true()`, by default until every stage has ended."""
+        until = true or (lambda: self.work.schedule.ended)
+        while not self.work.wait(until, POLL_S) and not self.work.stopping:
+            self.work.look_again()
+
+    def _end(self) -> None:
+        """No thread works on, and no lease is held."""
+        if not self.work.schedule.ended:
+            self.work.stop()
+        deadline_s = time.monotonic() + (ENDING_S if self.work.stopping else CLOSING_S)
+        for thread in self.threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        self.work.release_all()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does. Only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(f"signal {number}")
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _total(context: Context) -> Needs:
+    """What Ray has now, without what engines of the profile's own providers hold."""
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    own = [name for name in context.providers if _is_own_engine(name, context)]
+    engine = context.profile.engine
+    return Needs(
+        there.get("CPU", 0.0) - len(own) * engine.replicas,
+        there.get("GPU", 0.0) - len(own) * engine.replicas * engine.gpus,
+    )
+
+
+def _is_own_engine(name: str, context: Context) -> bool:
+    place = context.profile.providers.get(name)
+    return place is not None and place.engine is not None

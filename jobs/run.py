@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from cluster import profile as profiles
 from cluster.profile import Profile
 from cluster.progress import Progress
+from cluster.schedule import Failure
 from empathy import experiment, report
 from empathy.experiment import Experiment
 from empathy.lower import Lowered
@@ -17,6 +19,8 @@ from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 from jobs import choose
 from serving import uses
+
+INTERRUPTED = 130
 
 
 def run(
@@ -27,8 +31,10 @@ def run(
     until: str | None = None,
     max_usd: float | None = None,
 ) -> int:
-    """Make what is missing and show the report. Raises ValueError, before anything is spent, for what the user can
-    mend."""
+    """Make what is missing and show the report. 0, or 1 when stages failed or were left, 130 when told to end.
+
+    Raises ValueError, before anything is spent, for what the user can mend.
+    """
     choose.check_max_usd(max_usd)
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
@@ -37,20 +43,49 @@ def run(
     store = profile.open_store()
     store.files.probe()
     uses.note(store.files, x.name, walk(targets))
-    if missing(targets, store.done):
-        made = _make(x, targets, store, profile)
-        print(f"made {made} stages in {store.url}", file=sys.stderr)
-    else:
+    if all(store.done(target) for target in targets):
         print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
+    elif code := _make(x, targets, store, profile, again(file, on, store_url, only, until, max_usd)):
+        return code
     return _show(x, lowered, store, file, profile) if until is None else 0
 
 
-def _make(x: Experiment, targets: list[Stage], store: Store, profile: Profile) -> int:
+def _make(x: Experiment, targets: list[Stage], store: Store, profile: Profile, command: str) -> int:
+    """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on."""
     from cluster import providers, runner
 
-    to_make = missing(targets, store.done)
-    with providers.ready(to_make, profile) as places:
-        return runner.run(targets, runner.Context(store, profile, Progress(), places, x.name))
+    pending = runner.to_make(targets, store)
+    try:
+        with providers.ready(pending, profile) as places:
+            outcome = runner.run(targets, runner.Context(store, profile, Progress(), places, x.name))
+    except KeyboardInterrupt as told:
+        print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"made {outcome.made} stages in {store.url}", file=sys.stderr)
+    if outcome.failures:
+        print(failed_table(outcome.failures, outcome.open, command), file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def failed_table(failures: Sequence[Failure], left: int, command: str) -> str:
+    """What failed or was left, why, how many stages wait behind it, and the command that goes on."""
+    rows = [("stage", "waiting behind", "why")]
+    for failure in failures:
+        name = f"{failure.stage.kind}/{failure.stage.key[:8]} {failure.stage.label}".strip()
+        rows.append((name, str(failure.behind), ("left: " if failure.left else "") + failure.why))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{width}}  {behind:>14}  {why}" for name, behind, why in rows]
+    return "\n".join(["", f"{left} stages are not made:", *lines, "", f"Go on with:\n    {command}"])
+
+
+def again(
+    file: str, on: str | None, store: str | None, only: Sequence[str], until: str | None, max_usd: float | None
+) -> str:
+    """The command line of this run."""
+    words = ["empathy", "run", file]
+    for name, value in (("--on", on), ("--store", store), ("--until", until), ("--max-usd", max_usd)):
+        words += [name, str(value)] if value is not None else []
+    return shlex.join(words + [word for pattern in only for word in ("--only", pattern)])
 
 
 def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] = ()) -> int:

@@ -1,29 +1,40 @@
-"""Students answer: one engine a base, up once for all of its students that the batch asks for.
+"""Students answer: one engine a base, up once for all of its students.
+
+An engine is started when no checkpoint that it would serve can still come (all are made, or have failed), or when this
+run could do nothing else: so a base is loaded once. Students are taken apart where one is at fault: the others answer.
 
 What is judged is what is served: the engine, the template and the rendering are the endpoint's own (`serving`).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cluster.profile import Engine
+from cluster.profile import Engine, Profile
+from cluster.schedule import Place, Schedule, State
 from cluster.weights import Weights, fetch
+from cluster.work import Needs, Work
 from empathy.columns import from_table
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Turn, content_id
 from empathy.specs import ExamplesSpec, RepliesSpec, Student
 from empathy.stages import Stage
 from empathy.store import Store, Writer
 from empathy.train.tokens import ids_sha256
+from serving.adapters import read_adapter
 from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
 from serving.students import renderer
 
+if TYPE_CHECKING:
+    from cluster.executors import Context
+
 Render = Callable[[Sequence[Mapping[str, str]]], list[int]]
-Units = Callable[[Stage, int, int], None]
+AT_ONCE = 1024
+"""Students of one engine."""
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -56,22 +67,89 @@ def resources(engine: Engine) -> Resources:
     return Resources(replicas=engine.replicas, num_gpus=engine.gpus)
 
 
-def generate(stages: Sequence[Stage], store: Store, engine: Engine, cache: Path, units: Units) -> None:
-    """Make student `replies` stages, one engine after another; each is committed when its last part is written."""
-    groups: dict[tuple[str, str], list[tuple[Stage, Weights]]] = defaultdict(list)
-    for stage in stages:
-        weights = fetch(stage.inputs["checkpoint"], store, cache)
-        groups[weights.base_key, _student(stage).precision].append((stage, weights))
-    for (_, precision), group in groups.items():
-        distinct = {w.name: w for _, w in group}
-        with start_engine(
-            student_set(list(distinct.values()), engine, precision), resources=resources(engine)
-        ) as students:
-            render = renderer(group[0][1].base, group[0][1].template)
-            for stage, _ in group:
-                prove_rendering(stage.inputs["checkpoint"], store, render)
-            jobs = [_Job(stage, weights.name, store, render, units) for stage, weights in group]
-            _answer_all(jobs, students)
+# ---------------------------------------------------------------- the lane
+
+
+def loop(places: Sequence[Place], work: Work, context: Context) -> None:
+    """Make student `replies`, one engine after another, until none can come any more."""
+    engine = context.profile.engine
+    needs = Needs(engine.replicas, engine.replicas * engine.gpus)
+    while place := _next_engine(places, work):
+        with work.room("generating", needs):
+            if batch := work.take(place, AT_ONCE):
+                context.progress.working(batch, "generating")
+                work.make(batch, lambda stages: generate(stages, work, context.profile))
+
+
+def _next_engine(places: Sequence[Place], work: Work) -> Place | None:
+    """The base whose engine is to be started now. Waits for it; None when no student is left."""
+    work.wait(lambda: _due(places, work.schedule) is not None or not work.may_come(places))
+    return None if work.stopping else _due(places, work.schedule)
+
+
+def _due(places: Sequence[Place], schedule: Schedule) -> Place | None:
+    """A base with students that are ready, of whom no more can come; when nothing else can run here, any base."""
+    whole = schedule.best(place for place in places if not schedule.count([State.WAITING], place))
+    if whole is not None:
+        return whole
+    active = (State.READY, State.RUNNING)
+    elsewhere = schedule.count(active) - sum(schedule.count(active, place) for place in places)
+    return None if elsewhere else schedule.best(places)
+
+
+# ---------------------------------------------------------------- one engine
+
+
+def generate(stages: Sequence[Stage], work: Work, profile: Profile) -> None:
+    """Make student `replies` of one base in one precision; each is committed when its last part is written.
+
+    A student that is at fault (its weights cannot be had, its adapter or its rendering proves wrong) fails alone. No
+    engine is started when all parts are there and only the commit is missing.
+    """
+    jobs = [job for stage in stages if (job := _prepared(stage, work, profile)) is not None]
+    jobs = [job for job in jobs if not _already_whole(job)]
+    while jobs:
+        students = student_set(
+            list({j.weights.name: j.weights for j in jobs}.values()), profile.engine, jobs[0].precision
+        )
+        try:
+            engine = start_engine(students, resources=resources(profile.engine))
+        except ValueError as error:
+            jobs = _without_culprit(jobs, error, work)
+            continue
+        with engine, work.cancelled_by("generating", engine.stop):
+            _answer_all(jobs, engine)
+        return
+
+
+def _prepared(stage: Stage, work: Work, profile: Profile) -> _Job | None:
+    """The stage with its weights on this machine and proved as far as that needs no engine; None when it failed."""
+    store = work.store
+    try:
+        weights = fetch(stage.inputs["checkpoint"], store, Path(profile.cache).expanduser())
+        if weights.adapter is not None:
+            read_adapter(weights.name, weights.adapter, weights.base)
+        render = renderer(weights.base, weights.template)
+        prove_rendering(stage.inputs["checkpoint"], store, render)
+    except (ValueError, OSError) as error:  # of this student alone: the others answer
+        work.failed(stage, error)
+        return None
+    return _Job(stage, weights, work, render)
+
+
+def _already_whole(job: _Job) -> bool:
+    """Whether an earlier run wrote every part; then it is committed."""
+    if job.is_whole():
+        job.commit()
+    return job.is_whole()
+
+
+def _without_culprit(jobs: list[_Job], error: ValueError, work: Work) -> list[_Job]:
+    """The jobs of students whom the engine's refusal does not name; none when it names nobody."""
+    guilty = [job for job in jobs if job.weights.name in str(error)] or jobs
+    for job in guilty:
+        work.failed(job.stage, error)
+    return [job for job in jobs if job not in guilty]
 
 
 def prove_rendering(checkpoint: Stage, store: Store, render: Render) -> None:
@@ -85,7 +163,8 @@ def prove_rendering(checkpoint: Stage, store: Store, render: Render) -> None:
     spec = checkpoint.inputs["examples"].spec
     assert isinstance(spec, ExamplesSpec)
     wanted = proof["example_ids"]
-    records = store.get(checkpoint.inputs["examples"]).read(Demonstration if spec.objective == "sft" else Preference)
+    record: Any = Demonstration if spec.objective == "sft" else Preference
+    records = store.get(checkpoint.inputs["examples"]).read(record)
     by_id: dict[str, list[int]] = {}
     for example in records:
         if example.id in wanted:
@@ -108,15 +187,27 @@ class _Part:
 
 
 class _Job:
-    """One stage: requests out, replies in, parts written as they fill."""
+    """One stage: requests out, replies in, parts written as they fill, and the commit after the last."""
 
-    def __init__(self, stage: Stage, student: str, store: Store, render: Render, units: Units):
-        self.stage, self.student, self._store, self._render, self._units = stage, student, store, render, units
-        self.writer: Writer = store.writer(stage)
-        self.dialogues = store.get(stage.inputs["dialogues"])
+    def __init__(self, stage: Stage, weights: Weights, work: Work, render: Render):
+        self.stage, self.weights, self._work, self._render = stage, weights, work, render
+        self.writer: Writer = work.store.writer(stage, work.epoch(stage))
+        self.dialogues = work.store.get(stage.inputs["dialogues"])
         self.spec = _student(stage)
         self.parts: dict[int, _Part] = {}
         self._finished = self.writer.finished_indices()
+
+    @property
+    def student(self) -> str:
+        return self.weights.name
+
+    @property
+    def precision(self) -> str:
+        return self.spec.precision
+
+    def is_whole(self) -> bool:
+        """Whether every part is written."""
+        return len(self._finished) == len(self.dialogues.parts)
 
     def requests(self) -> Iterator[StudentRequest]:
         """Every request that no finished part answers; reads one part at a time."""
@@ -163,10 +254,26 @@ class _Job:
         self.writer.write_records(k, records, Reply, {n: v for n, v in counts.items() if v})
         del self.parts[k]
         self._finished.add(k)
-        self._units(self.stage, len(self._finished), len(self.dialogues.parts))
+        self._work.progress.units(self.stage, len(self._finished), len(self.dialogues.parts))
+        if self.is_whole():
+            self.commit()
 
-    def commit(self, alive: Mapping[str, float]) -> None:
-        self.writer.commit({"proofs": _proofs(alive[self.student]) if self.student in alive else {}})
+    def proved(self, alive: Mapping[str, float]) -> None:
+        """Keep what the engine proved of this student, before it answers: a run that only commits has no engine."""
+        proofs = _proofs(alive[self.student]) if self.student in alive else {}
+        self._work.store.files.write(self._proofs_path, json.dumps(proofs).encode())
+
+    @property
+    def _proofs_path(self) -> str:
+        return f"{self.writer.folder}/proofs.json"
+
+    def commit(self) -> None:
+        proofs = self._work.store.files.read_or_none(self._proofs_path)
+        try:
+            self.writer.commit({"proofs": json.loads(proofs) if proofs else {}})
+        except FileExistsError:  # another run was first: it had the same parts
+            assert self._work.store.done(self.stage)
+        self._work.done(self.stage)
 
 
 def _proofs(change: float) -> dict[str, str]:
@@ -183,9 +290,9 @@ def _proofs(change: float) -> dict[str, str]:
 def _answer_all(jobs: Sequence[_Job], students: Students) -> None:
     """All jobs through one engine at once: requests of many students in flight together."""
     by_key = {job.stage.key: job for job in jobs}
+    for job in jobs:
+        job.proved(students.ready["alive"])
     requests = (request for job in jobs for request in job.requests())
     for answer in students.generate(requests):
         key, k, dialogue_id = answer.id.split("/", 2)
         by_key[key].take(int(k), dialogue_id, answer)
-    for job in jobs:
-        job.commit(students.ready["alive"])

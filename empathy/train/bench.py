@@ -12,7 +12,7 @@ from typing import Any
 
 from empathy.specs import CheckpointSpec, HubBase, Lora, RandomBase
 from empathy.stages import Stage
-from empathy.store import Artifact, Store
+from empathy.store import Artifact, Store, Writer
 from empathy.train.group import Group
 from empathy.train.placement import Placement
 from empathy.train.tokens import Renderer
@@ -47,11 +47,17 @@ class Bench:
     placement: Placement
     scratch: Path
     report: Report
+    epoch: int | None = None
+    """The fencing number of the stage in work: that of the lease which its maker holds."""
     _resident: tuple[tuple[str, str], Any] | None = None
     _digests: dict[str, str] = field(default_factory=dict)
 
     def artifact(self, stage: Stage) -> Artifact:
         return self.store.get(stage)
+
+    def writer(self, stage: Stage) -> Writer:
+        """Writes under the lease that was held when the work was given out: one that was lost is noticed."""
+        return self.store.writer(stage, self.epoch)
 
     def folder(self, stage: Stage) -> Path:
         """The files of a finished stage on this machine."""

@@ -12,11 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
+from itertools import count
 from typing import Any, TypeVar
 
 from empathy.train.placement import Device, Placement
 
 T = TypeVar("T")
+_agreements = count()
+"""Of this process: the ranks of a group count in step."""
+DISAGREED_S = 60.0
+"""How long a rank that failed waits for the others to say what became of the same work."""
+
+
+class GroupBroken(RuntimeError):
+    """The ranks of a group no longer do the same: it must be started anew."""
 
 
 def prepare(device: Device) -> None:
@@ -90,6 +99,27 @@ class Group:
         import torch.distributed as dist
 
         dist.barrier()
+
+    def agree(self, error: str | None, patience_s: float) -> str | None:
+        """What went wrong on the first rank with an `error`, told to every rank; None when nothing did.
+
+        Goes past the collectives, through the store that the ranks met by: a rank that failed would stand in another
+        collective than the rest. Raises GroupBroken when the others do not come within `patience_s` (with an error of
+        our own: within DISAGREED_S, since they may be waiting for us for ever): these processes cannot go on together.
+        """
+        from datetime import timedelta
+
+        import torch.distributed as dist
+
+        store, number = dist.distributed_c10d._get_default_store(), next(_agreements)
+        keys = [f"empathy/agree/{number}/{rank}" for rank in range(self.world)]
+        store.set(keys[self.rank], error or "")
+        try:
+            store.wait(keys, timedelta(seconds=min(patience_s, DISAGREED_S) if error else patience_s))
+        except RuntimeError as broken:  # torch's DistStoreError: time is up, or the store's process is gone
+            raise GroupBroken(f"rank {self.rank}: {error or 'the other ranks did not come'}") from broken
+        said = [store.get(key).decode() for key in keys]
+        return next((text for text in said if text), None)
 
 
 def join(placement: Placement) -> Group:

@@ -25,7 +25,7 @@ def make(stage: Stage, bench: Bench) -> None:
     assert isinstance(stage.spec, LogprobsSpec), stage
     spec, examples = stage.spec, bench.artifact(stage.inputs["examples"])
     renderer = bench.renderer(stage.inputs["checkpoint"])
-    writer = bench.store.writer(stage) if bench.group.first else None
+    writer = bench.writer(stage) if bench.group.first else None
     finished = bench.group.from_first(set(writer.finished_parts()) if writer else set())
     with scoring_model(stage.inputs["checkpoint"], bench, spec.precision) as model:
         done = 0

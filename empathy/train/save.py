@@ -96,7 +96,7 @@ def commit(stage: Stage, bench: Bench, renderer: Renderer, weights: Path | None,
     """Commit a checkpoint with what must travel with it. Rank 0 calls this. `weights`: a folder named "model" or
     "adapter".
     """
-    writer = bench.store.writer(stage)
+    writer = bench.writer(stage)
     tokenizer_folder = bench.scratch / f"tokenizer-{stage.key}"
     renderer.tokenizer.save_pretrained(tokenizer_folder)
     stops = sorted(renderer.stop_ids)
