@@ -81,8 +81,15 @@ class Gpu(Section):
     gb_per_s: float = Field(3350, gt=0)
 
 
-class ProviderPlace(Section):
-    """How to reach a provider that experiments name."""
+class RateLimit(Section):
+    """What a provider allows for one model. Without a number it is found by trying (serving/pace.py)."""
+
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+
+
+class ProviderPlace(RateLimit):
+    """How to reach a provider that experiments name, and what it allows for each model (`limits` for single ones)."""
 
     base_url: str | None = None
     key_env: str | None = None
@@ -91,6 +98,7 @@ class ProviderPlace(Section):
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
     in_flight: int | None = Field(None, ge=1)
     timeout_s: float = Field(120, gt=0)
+    limits: dict[str, RateLimit] = {}
     batch: bool = False
     """Ask through the provider's batch API: about half the price, an answer within a day."""
     batch_poll_s: float = Field(60, gt=0)
