@@ -55,6 +55,10 @@ def _end(processes: list[Any]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
+def _warnings(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
 @contextmanager
 def ray_session(profile: Profile) -> Iterator[None]:
     """Ray is up inside. RAY_ADDRESS (set in a submitted job) wins over the profile's address."""
@@ -81,7 +85,7 @@ def ray_session(profile: Profile) -> Iterator[None]:
         }
     _start(options)
     for name in ("ray.serve", "ray.train"):  # our own progress lines say what happens
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).addFilter(_warnings)  # Serve sets its level when it starts
     try:
         yield
     finally:

@@ -174,7 +174,8 @@ class Work:
         """Make a batch that `work.next` gave, and say of each stage what became of it.
 
         `make` may tell `done` or `failed` of single stages as they end. When it raises, what it has not told of is made
-        again, one by one, so that one stage's error is its own; a provider that is down ends them all.
+        again, one by one, so that one stage's error is its own; a provider that is down ends them all. What a spent
+        budget leaves has not failed: the next run makes it.
         """
         try:
             make(batch)
@@ -182,7 +183,10 @@ class Work:
             for stage in self._running(batch):
                 self.schedule.hold(stage)
                 self._release(stage)
-        except (BudgetSpent, ProviderDown, ProviderStopped) as error:
+        except BudgetSpent as error:
+            for stage in self._running(batch):
+                self.leave(stage, str(error))
+        except (ProviderDown, ProviderStopped) as error:
             for stage in self._running(batch):
                 self.failed(stage, error)
         except Exception as error:

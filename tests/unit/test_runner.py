@@ -23,6 +23,7 @@ from empathy.specs import DialoguesSpec, LogprobsSpec, PaperSplit, ReportSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from serving.providers import ProviderDown
+from serving.quota import BudgetSpent
 
 SOURCE = Stage(DialoguesSpec(source="jsonl", digest="0", split=PaperSplit()), label="source")
 
@@ -174,6 +175,20 @@ def test_a_provider_that_is_down_fails_the_whole_batch_at_once(store: Store) -> 
     assert tried == [2]
     assert {f.stage.label for f in done.failures} == {"a", "b"}
     assert store.done(targets[2])
+
+
+def test_a_spent_budget_leaves_what_asks_and_the_rest_is_finished(store: Store) -> None:
+    def spent(made: Stage, store: Store) -> None:
+        raise BudgetSpent("the cap of $1.00 is reached")
+
+    paid = score("paid", SOURCE)
+    lanes = [
+        lane("rest", ("dialogues", "report"), lambda s, store: commit(store, s)),
+        lane("paid", ("logprobs",), spent),
+    ]
+    done = runner.run([stage("end", paid), stage("free")], context(store), lanes)
+    assert [(f.stage.label, f.left, f.behind) for f in done.failures] == [("paid", True, 1)]
+    assert store.done(stage("free"))
 
 
 def test_a_bad_source_is_raised_and_nothing_else_is_begun(store: Store) -> None:
