@@ -24,6 +24,7 @@ import orjson
 from aiohttp import web
 
 from empathy.records import Turn
+from serving.limits import TOO_MANY, Limiter, Limits
 from serving.rules import judge, teacher
 
 MODELS = {teacher.NAME: teacher.reply, judge.NAME: judge.reply}
@@ -45,6 +46,14 @@ class Faults:
     retry_after: str = "0.2"
     echo_key: bool = False
     """Send the caller's key back in every reply, as careless servers do."""
+    limits: Limits = Limits()
+    """Requests beyond it get a 429 at once."""
+
+    @staticmethod
+    def read(raw: bytes | str) -> Faults:
+        """From JSON."""
+        fields: dict[str, Any] = orjson.loads(raw)
+        return Faults(**fields | {"limits": Limits(**fields.get("limits", {}))})
 
 
 class Engine:
@@ -54,7 +63,7 @@ class Engine:
         self.begin(faults)
 
     def begin(self, faults: Faults) -> None:
-        self.faults = faults
+        self.faults, self.limiter = faults, Limiter(faults.limits)
         self.asked: Counter[str] = Counter()
         self.finished: list[tuple[str, float]] = []
         self.in_flight = self.most_in_flight = self.keys_seen = 0
@@ -85,7 +94,7 @@ class Engine:
 
     async def reset(self, request: web.Request) -> web.Response:
         """New faults, and counting begins anew."""
-        self.begin(Faults(**orjson.loads(await request.read())))
+        self.begin(Faults.read(await request.read()))
         return _json({})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
@@ -102,6 +111,8 @@ class Engine:
         secret = request.headers.get("Authorization", "")
         self.keys_seen += bool(secret)
         self.asked[ident] += 1
+        if wait_s := self.limiter.wait_s(time.monotonic()):
+            return _json(TOO_MANY, 429, self.limiter.headers(wait_s))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -209,8 +220,9 @@ async def _send(
     return response
 
 
-def _json(body: Any, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return web.Response(body=raw, status=status, content_type="application/json", headers=headers)
 
 
 class Scripted:
@@ -275,7 +287,7 @@ def main() -> None:
     parser.add_argument("--faults", default="{}", help="JSON of Faults")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     options = parser.parse_args()
-    asyncio.run(serve(options.port, options.host, Faults(**orjson.loads(options.faults)), options.with_parent))
+    asyncio.run(serve(options.port, options.host, Faults.read(options.faults), options.with_parent))
 
 
 if __name__ == "__main__":
