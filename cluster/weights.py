@@ -6,12 +6,15 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from empathy.specs import CheckpointSpec
 from empathy.stages import Stage
 from empathy.store import Artifact, Store
 from serving.adapters import BASE_RECORD
 
+DTYPES: dict[str, Literal["bfloat16", "float32"]] = {"bf16": "bfloat16", "fp32": "float32"}
+"""An experiment's precision as torch and vLLM call it."""
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
 """Files of a model that are no weights."""
 
@@ -108,3 +111,16 @@ def fetch(stage: Stage, store: Store, cache: Path) -> Weights:
             (folder / "adapter" / BASE_RECORD).write_text(json.dumps({"weights_sha256": trained_on}))
         return Weights(name, base.base_key, base.base, _template(artifact), folder / "adapter")
     return Weights(name, stage.key, _full_model(folder), _template(artifact))
+
+
+def merge(name: str, weights: Weights, precision: str, cache: Path) -> Weights:
+    """A student as weights of its own: its adapter merged into its base. Nothing changes for one that has no adapter.
+
+    Raises ValueError where the merged weights answer otherwise.
+    """
+    from serving.merging import merged
+
+    if weights.adapter is None:
+        return weights
+    base = merged(name, weights.base, weights.adapter, weights.template, DTYPES[precision], cache)
+    return Weights(weights.name, weights.base_key, base, weights.template)

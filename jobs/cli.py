@@ -76,7 +76,13 @@ def _doctor(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from jobs import serve
 
-    return serve.serve(args.students, args.file, args.on, args.store, args.host, args.port, args.key_env)
+    return serve.serve(args.students, args.file, args.on, args.store, args.host, args.port, args.key_env, args.merged)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from jobs import export
+
+    return export.export(args.student, args.file, args.on, args.store, args.to, args.merged)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--key-env", default="EMPATHY_API_KEY", help="environment variable that holds the API key")
+    serve.add_argument("--merged", action="store_true", help="one student, its adapter merged into its base")
+    export = add("export", _export, "write a student as a folder that transformers and vLLM load", file=False)
+    export.add_argument("student", help="its name, as `empathy plan` lists it")
+    export.add_argument("--file", required=True, help="the experiment whose student it is")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="a new folder")
+    export.add_argument("--merged", action="store_true", help="its adapter merged into its base: whole weights")
     return main
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster import profile as profiles
@@ -26,14 +27,26 @@ def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, St
 
 
 def serve(
-    names: Sequence[str], file: str, on: str | None, store_url: str | None, host: str, port: int, key_env: str
+    names: Sequence[str],
+    file: str,
+    on: str | None,
+    store_url: str | None,
+    host: str,
+    port: int,
+    key_env: str,
+    merged: bool = False,
 ) -> int:
-    """Serve until interrupted. Raises ValueError for unknown students, students of several bases, and a missing key."""
+    """Serve until interrupted; `merged`: one student, as weights of its own.
+
+    Raises ValueError for unknown students, students of several bases, several to merge, and a missing key.
+    """
     from cluster.session import ray_session
     from cluster.steps.generating import resources, student_set
-    from cluster.weights import fetch
+    from cluster.weights import fetch, merge
     from serving.app import HttpOptions, start_engine
 
+    if merged and len(names) > 1:
+        raise ValueError(f"--merged serves one student, not {len(names)}: without it they share one base as adapters")
     profile = profiles.load(on, store_url)
     store = profile.open_store()
     x = experiment.load(file)
@@ -42,11 +55,15 @@ def serve(
     http.read_key()
     cache = Path(profile.cache).expanduser()
     weights = [fetch(stage, store, cache) for stage in checkpoints.values()]
+    if merged:
+        weights = [merge(names[0], weights[0], x.train.precision, cache)]
     if len({w.base for w in weights}) > 1:
         raise ValueError(
             f"students = {', '.join(names)}: they stand on different bases; serve each base's students apart"
         )
     students = student_set(weights, profile.engine, x.train.precision, list(checkpoints))
+    if all(w.adapter is not None for w in weights):  # only students are asked for: the base is no model of the endpoint
+        students = replace(students, base_name=None)
     with ray_session(profile), start_engine(students, http=http, resources=resources(profile.engine)) as running:
         print(f"{running.url}/v1 serves {', '.join(names)}; the key is in ${key_env}; interrupt to stop", flush=True)
         try:
