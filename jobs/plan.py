@@ -19,7 +19,7 @@ from jobs.estimate.compute import work
 from jobs.estimate.held import Held
 from jobs.estimate.sight import Sight
 from jobs.estimate.storage import storage
-from jobs.estimate.view import View
+from jobs.estimate.view import View, asked_model
 from serving.ledger import Ledger
 
 MOST_NAMED = 16
@@ -151,7 +151,7 @@ def of_arm(lowered: Lowered, cell: Cell, index: _Index) -> set[str]:
 
 
 def _bills(to_make: Sequence[Stage], view: View, store: Store, profile: Profile) -> list[Bill]:
-    if not store.files.list("ledger/replies", recursive=True):
+    if not any(map(asked_model, to_make)) or not store.files.list("ledger/replies", recursive=True):
         return bills(to_make, view, Held(None), profile)
     with Ledger(store.files) as ledger:
         return bills(to_make, view, Held(ledger), profile)
@@ -186,7 +186,8 @@ def _remarks(bill: Bill) -> str:
         share = f", times {bill.share:g} (batch API)" if bill.share != 1 else ""
         said = [f"{rates}{share}, as of {price.as_of}"]
     said += [f"{bill.held:,} answers in the ledger already"] if bill.held else []
-    said += [f"{bill.unlooked} stages not looked up in the ledger"] if bill.unlooked else []
+    unlooked = f"{bill.unlooked} stages not looked up in the ledger (requests not known yet, or too many)"
+    said += [unlooked] if bill.unlooked else []
     said += [f"{bill.unknown} stages unknown until the dialogues are read (--until dialogues)"] if bill.unknown else []
     return "; ".join(said)
 
