@@ -175,7 +175,10 @@ class BatchApi:
         """The batch made of this file, looked for in the provider's whole list; None when there is none."""
         after = ""
         while True:
-            page = await self._persist("GET /batches", lambda after=after: self._page(after))  # type: ignore[misc]
+            try:
+                page = await self._persist("GET /batches", lambda after=after: self._page(after))  # type: ignore[misc]
+            except Lost:
+                raise self._no_batches() from None
             for body in page["data"]:
                 if body["input_file_id"] == input_file:
                     return read_batch(body)
@@ -204,12 +207,16 @@ class BatchApi:
         await self._persist(f"GET /files/{file}/content", once)
 
     async def discard(self, file: str) -> None:
-        """Delete a file that is not needed any more: what an account keeps is limited. A courtesy, tried once."""
+        """Delete a file: what an account keeps is limited, and no batch can be made of it any more."""
+
+        async def once() -> Any | Retry:
+            async with self._send("DELETE", f"/files/{file}", self.provider.timeout_s) as response:
+                return await self._json(response)
+
         try:
-            async with self._send("DELETE", f"/files/{file}", self.provider.timeout_s):
-                pass
-        except (aiohttp.ClientError, TimeoutError, ConnectionError):  # it stays: nothing is lost
-            pass
+            await self._persist(f"DELETE /files/{file}", once)
+        except (Lost, ProviderStopped):  # gone already, or this provider keeps what it has
+            return
 
     # ---------------------------------------------------------------- sending
 

@@ -38,8 +38,6 @@ class Note:
     """Writers of the ledger who looked after it, in order: its replies are in their journals."""
     experiment: str = ""
     rows: int = 0
-    usd: float | None = None
-    """What its rows cost at worst; None where the price is unknown."""
     input_file: str | None = None
     batch: str | None = None
 

@@ -78,6 +78,13 @@ class Results:
             self.refused[keys[line - 1]] = Answer("", "refused", refused=f"{fault.code}: {fault.message}")
         self.blameless = bool(lines)
 
+    def __str__(self) -> str:
+        lost = len(self.left) - len(self.refused)
+        said = [f"{len(self.answered):,} answered"]
+        said += [f"{len(self.refused):,} refused"] if self.refused else []
+        said += [f"{lost:,} without an answer"] if lost else []
+        return ", ".join(said)
+
     def failed(self) -> Iterator[tuple[str, str]]:
         """(key, why) of rows that another batch may heal."""
         return ((k, self.reasons.get(k, self.why)) for k in sorted(self.left - self.refused.keys()))

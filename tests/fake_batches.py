@@ -154,6 +154,8 @@ class Provider:
         asked = await request.json()
         assert asked["completion_window"] == "24h"
         assert asked["endpoint"] == "/v1/chat/completions"
+        if asked["input_file_id"] not in self.files:
+            return _error(400, "no such file")
         lines = [orjson.loads(line) for line in self.files[asked["input_file_id"]].splitlines()]
         assert len({line["custom_id"] for line in lines}) == len(lines)
         assert len({line["body"]["model"] for line in lines}) == 1

@@ -21,7 +21,7 @@ from cluster.steps import batched
 from cluster.steps.parts import Builder, Done, Job, Report, drops
 from empathy.stages import Stage
 from empathy.store import Store, Writer
-from serving.batches import check_places
+from serving.batch_keeper import check_places
 from serving.client import Client, Counts
 from serving.ledger import Ledger
 from serving.providers import Provider

@@ -15,6 +15,8 @@ from empathy.records import Turn
 from empathy.requests import Answer, Request
 from serving import batch_notes, batches
 from serving.batch_api import read_batch
+from serving.batch_basket import line_of
+from serving.batch_keeper import check_places
 from serving.batches import AGAIN, ELSEWHERE, NO_ROOM, Batches
 from serving.ledger import Ledger
 from serving.prices import Price, Prices
@@ -241,7 +243,7 @@ def test_too_large_files_are_split(fake: Callable[..., FakeBatches], files: File
 
 def test_our_own_limits_split_too(fake: Callable[..., FakeBatches], files: Files) -> None:
     server = fake()
-    line = len(batches._line(request(0)))
+    line = len(line_of(request(0)))
     answers = ask(provider(server, file_bytes=4 * line + 5), files, range(8))
     assert server.counts()["sizes"] == [4, 4]
     assert not any(a.refused for a in answers.values())
@@ -401,7 +403,7 @@ def test_a_batch_at_another_place_is_not_paid_again(fake: Callable[..., FakeBatc
     _left_open(server, provider(server), files)
     moved = Provider("fake", server.url + "/elsewhere", batch=Batching())
     with pytest.raises(ValueError, match=r"\[providers.fake\] base_url.*deleting"):
-        batches.check_places(files, {"fake": moved})
+        check_places(files, {"fake": moved})
 
 
 def test_others_requests_are_waited_for(fake: Callable[..., FakeBatches], files: Files) -> None:
