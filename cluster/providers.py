@@ -184,7 +184,7 @@ def own_engine(own: OwnModel, profile: Profile) -> Iterator[Provider]:
     from cluster.steps.generating import resources
     from cluster.weights import Weights, found_model
     from serving.app import HttpOptions, StudentSet, start_engine
-    from serving.gateway import Limits
+    from serving.bodies import Limits
 
     place = profile.provider(own.provider)
     folder = found_model(own.source, None, f"[providers.{own.provider}] engine")

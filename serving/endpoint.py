@@ -14,7 +14,8 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from serving.gateway import DISCLOSURE, Backend, Busy, Gateway, Json, Limits, Unavailable
+from serving.bodies import Json, Limits
+from serving.gateway import DISCLOSURE, Backend, Busy, Gateway, Unavailable
 
 KEEP_ALIVE_S = 5
 

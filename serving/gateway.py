@@ -1,7 +1,7 @@
 """The door of the endpoint: who comes in, by which path, with how much, and what a first reply says about itself.
 
 A plain ASGI application over a `Backend`; it knows neither Ray nor vLLM. Checks on what people and students say to
-each other belong between `_checked` and the backend.
+each other belong between `checked` and the backend.
 """
 
 from __future__ import annotations
@@ -12,27 +12,17 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
+
+from serving.bodies import Json, Limits, Refused, checked, is_first_reply
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Json = dict[str, Any]
 
 DISCLOSURE = "You are talking to an AI, not to a person. It can be wrong and cannot replace human care."
 METHODS = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
-SHARED_FIELDS = {
-    "model", "stream", "stream_options", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "user", "metadata", "return_token_ids",
-}  # fmt: skip
-ROLES = ("system", "user", "assistant")
-FIELDS = {
-    "/v1/chat/completions": SHARED_FIELDS
-    | {"messages", "max_completion_tokens", "logprobs", "top_logprobs", "response_format"},
-    "/v1/completions": SHARED_FIELDS | {"prompt", "logprobs"},
-}
 
 
 class Busy(Exception):
@@ -52,31 +42,6 @@ class Backend(Protocol):
 
     def answer(self, path: str, body: Json) -> AsyncGenerator[Any, None]:
         """First the status (int), then one JSON object or, for a stream, server-sent events (str)."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """max_new_tokens: also what a request gets that names none. body_wait_s: for the whole body to arrive."""
-
-    max_body_bytes: int = 1 << 20
-    max_n: int = 4
-    max_new_tokens: int = 1024
-    max_stops: int = 16
-    body_wait_s: float = 10.0
-    retry_after_s: int = 1
-
-
-class Refused(Exception):
-    """An answer that is an error in OpenAI's form."""
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
-        super().__init__(message)
-        self.status, self.headers = status, headers or {}
-
-    @property
-    def body(self) -> Json:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": None, "code": self.status}}
 
 
 class Gateway:
@@ -126,7 +91,7 @@ class Gateway:
             cards = [{"id": name} | card for name in self._backend.names]
             await _send_json(send, 200, {"object": "list", "data": cards})
         else:
-            body = self._checked(path, await self._read(receive))
+            body = checked(path, await self._read(receive), self._backend.names, self._limits)
             await _until_disconnect(self._answer(path, body, send), receive)
 
     # ---- the request
@@ -160,28 +125,6 @@ class Gateway:
             if not message.get("more_body"):
                 return bytes(data)
 
-    def _checked(self, path: str, body: Json) -> Json:
-        """The body that goes on to the engine: known fields only, every bound kept. Raises Refused(400 or 404)."""
-        unknown = sorted(set(body) - FIELDS[path])
-        if unknown:
-            known = ", ".join(sorted(FIELDS[path]))
-            raise Refused(400, f"{', '.join(unknown)}: not taken here; the fields are {known}")
-        if body.get("model") not in self._backend.names:
-            names = ", ".join(self._backend.names)
-            raise Refused(404, f"model = {body.get('model')!r} is not served; choose one of {names}")
-        replies = _prompts(path, body) * _whole(body, "n", 1)
-        if replies > self._limits.max_n:
-            raise Refused(400, f"n x prompts = {replies}: at most {self._limits.max_n} replies a request")
-        stop = body.get("stop")
-        if isinstance(stop, list) and len(stop) > self._limits.max_stops:
-            raise Refused(400, f"stop: at most {self._limits.max_stops} strings")
-        for name in ("max_tokens", "max_completion_tokens"):
-            if _whole(body, name, 1) > self._limits.max_new_tokens:
-                raise Refused(400, f"{name} = {body[name]}: at most {self._limits.max_new_tokens}")
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or self._limits.max_new_tokens
-        messages = {"messages": _messages(body)} if path == "/v1/chat/completions" else {}
-        return body | messages | {"max_tokens": limit}
-
     # ---- the answer
 
     async def _answer(self, path: str, body: Json, send: Send) -> None:
@@ -190,7 +133,7 @@ class Gateway:
             await self._pass_on(path, body, answer, send)
 
     async def _pass_on(self, path: str, body: Json, answer: AsyncGenerator[Any, None], send: Send) -> None:
-        headers = self._disclosure_header if _is_first_reply(path, body) else {}
+        headers = self._disclosure_header if is_first_reply(path, body) else {}
         try:
             status = await anext(answer)
             first = await anext(answer)
@@ -219,53 +162,6 @@ class Gateway:
     def _disclosed_event(self, event: str) -> str:
         answer = json.loads(event.removeprefix("data: "))
         return event if "error" in answer else f"data: {json.dumps(self._disclosed(answer))}\n\n"
-
-
-def _prompts(path: str, body: Json) -> int:
-    """How many prompts the body holds. Raises Refused(400) for what is none."""
-    if path == "/v1/chat/completions":
-        return 1
-    prompt = body.get("prompt")
-    if isinstance(prompt, str) and prompt:
-        return 1
-    if not isinstance(prompt, list) or not prompt:
-        raise Refused(400, "prompt: a string, a list of token ids, or a list of these")
-    return 1 if all(isinstance(token, int) for token in prompt) else len(prompt)
-
-
-def _messages(body: Json) -> list[Json]:
-    """The messages, reduced to role and text. Raises Refused(400)."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise Refused(400, "messages: a list of at least one {role, content}")
-    for i, message in enumerate(messages):
-        if message.get("role") not in ROLES:
-            raise Refused(400, f"messages.{i}.role = {message.get('role')!r}: one of {', '.join(ROLES)}")
-    return [{"role": message["role"], "content": _text(i, message)} for i, message in enumerate(messages)]
-
-
-def _text(i: int, message: Json) -> str:
-    """A message's content: a string, or OpenAI's list of text parts, joined by line ends as vLLM does."""
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    if not texts or len(texts) != len(parts or []) or not all(isinstance(text, str) for text in texts):
-        raise Refused(400, f"messages.{i}.content: a string, or a list of {{type: text, text}}")
-    return "\n".join(texts)
-
-
-def _whole(body: Json, name: str, default: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Refused(400, f"{name} = {value!r}: a whole number of at least 1")
-    return value
-
-
-def _is_first_reply(path: str, body: Json) -> bool:
-    """A conversation without an assistant's turn; a bare completion does not tell, so it counts as first."""
-    return path != "/v1/chat/completions" or all(message.get("role") != "assistant" for message in body["messages"])
 
 
 async def _until_disconnect(work: Awaitable[None], receive: Receive) -> None:

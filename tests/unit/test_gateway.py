@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from serving.gateway import DISCLOSURE, FIELDS, Busy, Gateway, Limits, Unavailable
+from serving.bodies import FIELDS, Limits
+from serving.gateway import DISCLOSURE, Busy, Gateway, Unavailable
 
 KEY = "correct horse battery"
 CHAT = "/v1/chat/completions"

@@ -19,7 +19,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from serving.app import HttpOptions, StudentRequest, Students, StudentSet, start_engine
-from serving.gateway import DISCLOSURE, Limits
+from serving.bodies import Limits
+from serving.gateway import DISCLOSURE
 from serving.students import renderer
 from tests.tiny import TEMPLATE, tiny_adapter, tiny_student
 
