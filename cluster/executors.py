@@ -78,6 +78,11 @@ def asked_model(stage: Stage) -> str | None:
     return None
 
 
+def _asks_on_ray(context: Context) -> bool:
+    """With workers of its own, or where a model of the profile is to be served."""
+    return context.profile.ask.workers > 0 or any(p.engine for p in context.profile.providers.values())
+
+
 def _ask(places: Sequence[Place], work: Work, context: Context) -> None:
     from cluster.steps import asking_lane
 
@@ -120,7 +125,7 @@ def _generate(places: Sequence[Place], work: Work, context: Context) -> None:
 
 LANES = (
     Lane("here", lambda stage: "" if here.takes(stage) else None, _here, on_ray=lambda context: False),
-    Lane("asking", asked_model, _ask, on_ray=lambda c: c.profile.ask.workers > 0, a_thread_a_model=True),
+    Lane("asking", asked_model, _ask, on_ray=_asks_on_ray, a_thread_a_model=True),
     Lane("training", _trained_base, _train),
     Lane("generating", _engine_of, _generate),
 )
