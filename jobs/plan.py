@@ -199,6 +199,8 @@ def _total(found: Sequence[Bill], max_usd: float | None) -> str:
     said = f"dollars in all: {at_least}{known[0]:,.2f} (low) to {at_least}{known[1]:,.2f} (high)"
     if max_usd is None:
         return said
+    if None in low:
+        return f"{said}; a cap cannot be kept while a price is unknown: the run would refuse it"
     enough = "covers the high end" if max_usd >= known[1] and not at_least else "may stop the run before its end"
     return f"{said}; the cap of {max_usd:,.2f} {enough}"
 

@@ -152,7 +152,7 @@ def test_dollars_by_hand_a_batch_at_its_share_and_unknown_stays_unknown(tmp_path
     said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url), max_usd=5)
     assert f'unknown price: add [prices."{judge.model}"] to the profile' in said
     assert "dollars in all: at least" in said
-    assert "the cap of 5.00 may stop the run before its end" in said
+    assert "a cap cannot be kept while a price is unknown" in said
 
 
 # ---------------------------------------------------------------- students
@@ -322,3 +322,13 @@ def test_ratings_that_a_method_lacks_are_told_before_anything_is_spent(tmp_path:
     x = tiny(tmp_path, n=N, data__source={"type": "jsonl", "path": str(tmp_path / "bare.jsonl")}, arms=arms)
     with pytest.raises(ValueError, match="no rating to select by"):
         plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+
+
+@pytest.mark.parametrize(
+    ("max_usd", "said"), [(100, "covers the high end"), (0.001, "may stop the run before its end")]
+)
+def test_a_cap_is_held_against_the_high_end(max_usd: float, said: str, tmp_path: Path, store: Store) -> None:
+    judge = {"provider": "openai", "models": ["gpt-4o-mini"]}
+    x = tiny(tmp_path, n=N, teacher__provider="openai", teacher__model="gpt-4o", judge=judge)
+    lowered = lower(x)
+    assert said in plan.text(x, lowered, [lowered.report], Profile(store=store.url), max_usd)
