@@ -182,7 +182,7 @@ def own_engine(own: OwnModel, profile: Profile) -> Iterator[Provider]:
     """A model behind our own endpoint on loopback, with a key that nobody else is told."""
     from cluster.session import ray_session
     from cluster.steps.generating import resources
-    from cluster.weights import Weights, found_model
+    from cluster.weights import Weights, found_model, saved_dtype
     from serving.app import HttpOptions, StudentSet, start_engine
     from serving.bodies import Limits
 
@@ -192,6 +192,7 @@ def own_engine(own: OwnModel, profile: Profile) -> Iterator[Provider]:
         base=str(folder),
         base_name=own.model,
         chat_template=own.template,
+        dtype=saved_dtype(folder),
         max_model_len=Weights(own.model, "", folder, own.template).max_model_len(profile.engine.max_model_len),
         max_num_seqs=profile.engine.max_num_seqs,
         kv_cache_gib=profile.engine.kv_cache_gib,

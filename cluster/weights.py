@@ -58,6 +58,13 @@ def found_model(name: str, revision: str | None, field: str = "model", weights: 
         ) from error
 
 
+def saved_dtype(folder: Path) -> Literal["auto", "float32", "bfloat16", "float16"]:
+    """The precision that a model's weights were saved in: vLLM by itself would compute with less for float32."""
+    config = json.loads((folder / "config.json").read_text())
+    said = config.get("dtype") or config.get("torch_dtype")
+    return said if said in ("float32", "bfloat16", "float16") else "auto"
+
+
 def own_template(folder: Path, field: str = "model") -> str:
     """The chat template that a model brings. Raises ValueError, naming `field`, when it brings none."""
     from transformers import AutoTokenizer

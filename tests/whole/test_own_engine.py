@@ -117,7 +117,7 @@ def test_a_request_for_json_is_answered_in_json_and_paid_for_once(taught: Taught
         assert answer.text.lstrip()[0] in '{["-0123456789tfn'  # a random model writes odd JSON, and seldom ends it
         if answer.finish_reason == "stop":
             json.loads(answer.text)
-    again = Counts()
-    with Ledger(store.files) as ledger:  # the engine is gone
+    again, provider = Counts(), providers.Provider("own", providers.NOBODY)  # the engine is gone, and so is its key
+    with Ledger(store.files) as ledger:
         assert asyncio.run(answers(provider, ledger, again)) == first
     assert (again.calls, again.from_ledger) == (0, 4)
