@@ -1,9 +1,9 @@
 """Calls at a provider's rate limit: several worker processes, one quota on Ray. `python -m benchmarks.calls [--quick]`
 
 The limit is the provider's: 1,000 requests a second, each answered after 500 ms, 429 for what comes too early
-(`benchmarks.provider`). Bars: a known limit is used to 95% with at most 0.5% of 429s; an unknown one to 90% after 15 s,
-and again 15 s after it changes (halved, then doubled); 0.5 ms of CPU a call, ledger included. The workers, the quota and
-the provider share this machine: `machine_busy` near 1 says that its CPU was the limit, and not the provider.
+(`benchmarks.provider`). Bars: a known limit is used to 95% with at most 0.5% of 429s; an unknown one to 90% after
+15 s, and again 15 s after it changes (halved, then doubled); 0.5 ms of CPU a call, ledger included. The workers, the
+quota and the provider share this machine: `machine_busy` near 1 says that its CPU was the limit, not the provider.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def measure(
     spans: Mapping[str, tuple[float, float, float]],
     workers: list[Any],
 ) -> list[dict[str, Any]]:
-    """Run all workers against a provider with `limits`, of which they are `told`. `spans`: what -> (since, until, limit)
-    in seconds and requests a second."""
+    """Run all workers against a provider with `limits`, of which they are `told`. `spans`: what -> (since, until,
+    limit) in seconds and requests a second."""
     import psutil
     import ray
 

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Faults:
     retry_after: str = "0.2"
     echo_key: bool = False
     """Send the caller's key back in every reply, as careless servers do."""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     """Requests beyond it get a 429 at once."""
 
     @staticmethod

@@ -12,13 +12,13 @@ import random
 import selectors
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pytest
 
-from serving.pace import Pace
-from serving.permits import Permits
+from serving.pace import OF_LIMIT, Pace
+from serving.permits import Permit, Permits
 from serving.quota import Authority, Here, Limit, Route
 
 ROUTE: Route = ("provider", "model")
@@ -208,3 +208,151 @@ class Run:
             )
             lines.append(f"{k:6d} {rate:6.0f}  {accepted:8d} {limited:4d}")
         return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- the bars
+
+
+KNOWN = Limit(requests_per_minute=60_000)
+
+
+@pytest.mark.parametrize(
+    "limiter", [Bucket(1000, 50), Window(1000), Sliding(1000)], ids=["bucket", "window", "sliding"]
+)
+def test_a_known_limit_is_used_and_not_passed(limiter: Limiter) -> None:
+    run = Run(Provider(limiter), 12, KNOWN).go()
+    assert run.share(1000, 1) >= 0.95, run.table()
+    assert run.turned_away() <= 0.005, run.table()
+
+
+def changing(kind: Callable[[float], Limiter], first: float, then: float) -> Provider:
+    return Provider(kind(first), changes={30.0: kind(then)})
+
+
+@pytest.mark.parametrize(("per_s", "seed"), [(1000, 1), (200, 2), (200, 3), (200, 4)])
+@pytest.mark.parametrize("factor", [0.5, 2], ids=["halved", "doubled"])
+def test_an_unknown_limit_is_found_within_15_s_and_again_when_it_changes(
+    factor: float, per_s: float, seed: int
+) -> None:
+    provider = replace(changing(lambda per_s: Bucket(per_s, per_s / 10), per_s, factor * per_s), seed=seed)
+    run = Run(provider, 50, in_flight=int(0.45 * per_s)).go()
+    assert run.share(per_s, 15, 30) >= 0.9, run.table()
+    assert run.share(factor * per_s, 45) >= 0.9, run.table()
+    assert run.turned_away(15) <= 0.06, run.table()  # those of the change itself are among them
+
+
+@pytest.mark.parametrize(
+    "kind", [Window, lambda n: Sliding(int(n)), lambda n: Bucket(n, n)], ids=["window", "sliding", "1 s"]
+)
+@pytest.mark.parametrize("then", [100, 400], ids=["halved", "doubled"])
+def test_a_limit_that_is_counted_in_seconds_is_found(kind: Callable[[float], Limiter], then: float) -> None:
+    run = Run(changing(kind, 200, then), 60, in_flight=100).go()
+    assert run.share(200, 15, 30) >= 0.9, run.table()
+    assert run.share(then, 45) >= 0.9, run.table()
+
+
+def test_a_slow_model_with_quick_refusals_is_found_as_fast() -> None:
+    """Answers take 5 s, 429s 50 ms: what was sent and not turned away counts as accepted."""
+    run = Run(Provider(Bucket(100, 10), latency_s=5.0, refusal_s=0.05), 30, in_flight=300).go()
+    assert run.share(100, 15) >= 0.9, run.table()
+    assert run.turned_away(15) <= 0.03, run.table()
+
+
+def test_sixty_a_minute_for_four_workers() -> None:
+    run = Run(Provider(Bucket(1, 3)), 120, Limit(60), in_flight=8).go()
+    assert run.share(1, 10) >= 0.95
+    assert run.turned_away() == 0
+    unknown = Run(Provider(Bucket(1, 3)), 240, in_flight=8).go()
+    assert unknown.share(1, 60) >= 0.9, unknown.table()
+
+
+def test_a_limit_in_tokens_whatever_was_estimated() -> None:
+    """60,000 tokens a minute, replies of 50 to 150; estimates are 40% too high and are settled afterwards."""
+    run = Run(
+        Provider(Bucket(1000, 500, tokens=True)), 60, Limit(60_000, 60_000),
+        in_flight=20, tokens=lambda draw: draw.uniform(50, 150), estimate=lambda tokens: 1.4 * tokens,
+    ).go()  # fmt: skip
+    used = sum(run.provider.tokens) / (1000 * 60)
+    assert 0.95 <= used <= 1.0, run.table()
+    assert run.turned_away() <= 0.005, run.table()
+
+
+def test_after_a_retry_after_nobody_sends() -> None:
+    """A window of a minute is spent; the next one is waited for, by all workers, and then used."""
+    run = Run(Provider(Window(600, 60), tells_when=True), 130, in_flight=20).go()
+    assert len(run.provider.accepted) >= 1200
+    first = next(at for at in run.provider.limited if at > 1)
+    assert first < 30
+    told = first + 0.45 * 1.2 + 0.1  # the answer's way back, and the last lease
+    assert not [at for at in run.provider.limited + run.provider.accepted if told + 0.1 < at < 59.9], run.table()
+
+
+def test_a_limit_with_retry_after_is_found() -> None:
+    run = Run(Provider(Bucket(200, 20), tells_when=True), 75, in_flight=100).go()
+    assert run.share(200, 45) >= 0.88, run.table()
+    assert run.turned_away(30) <= 0.02, run.table()
+
+
+def test_a_worker_that_dies_takes_no_more_than_a_lease_with_it() -> None:
+    """Three of four workers vanish without a word; the fourth has the whole limit within seconds."""
+
+    async def work() -> list[float]:
+        provider = Provider(Bucket(200, 20))
+        run = Run(provider, 20)
+        quota = Here(Authority({ROUTE: Limit(12_000)}), clock=asyncio.get_running_loop().time)
+        deaf = [Permits(quota) for _ in range(3)]
+        for permits in deaf:  # they ask for much, get their share, and are never heard of again
+            queue = permits.queue(ROUTE)
+            for _ in range(500):
+                queue.put(Permit(100.0, 0.0), again=False)
+            await quota.exchange(permits.worker, [queue.report()])
+        task = asyncio.create_task(run._worker(quota, 0))
+        await asyncio.sleep(20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return provider.accepted
+
+    accepted = in_virtual_time(work)
+    assert sum(4 <= at < 20 for at in accepted) >= 0.95 * 200 * 16
+
+
+# ---------------------------------------------------------------- the controller alone
+
+
+def test_a_known_limit_needs_no_start() -> None:
+    assert Pace(1000.0).decide(0.0) == OF_LIMIT * 1000
+    assert Pace(math.inf).decide(0.0) == math.inf
+
+
+def test_what_was_sent_before_a_cut_says_nothing_about_it() -> None:
+    """429s of one overload that trickle in over a second cut the rate once."""
+    pace = Pace(100.0)
+    for tenth in range(20):
+        pace.sent(tenth / 10, 10)
+        pace.decide(tenth / 10)
+    pace.limited(2.0, 0.4, 5)
+    once = pace.decide(2.0)
+    assert once == pytest.approx(0.96 * 98)
+    pace.limited(2.1, 0.45, 5)
+    pace.limited(2.3, 0.6, 5)
+    assert pace.decide(2.3) == once
+    pace.sent(2.6, 10)
+    pace.limited(2.8, 0.3, 5)  # sent at 2.5, at the new rate
+    assert pace.decide(2.8) < once
+
+
+def test_the_providers_word_replaces_a_search() -> None:
+    pace = Pace()
+    before = pace.decide(0.0)
+    pace.announce(500.0)
+    assert (before < 50, pace.decide(0.1)) == (True, OF_LIMIT * 500)
+    pace.announce(100.0)
+    assert pace.decide(0.2) == OF_LIMIT * 100
+
+
+def test_an_unused_rate_is_not_raised() -> None:
+    pace = Pace()
+    for second in range(100):
+        pace.sent(float(second), 1)
+        rate = pace.decide(float(second))
+    assert rate == Pace().rate_per_s

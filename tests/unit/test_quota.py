@@ -1,0 +1,230 @@
+"""The authority and the budget by hand, and the permits that workers get from them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from cluster.profile import Profile
+from cluster.quota import limits
+from serving.permits import Permits
+from serving.providers import announced_limit
+from serving.quota import Authority, Budget, BudgetSpent, Here, Limit, Report, Route, fair_shares
+
+ROUTE: Route = ("provider", "model")
+BOTH = frozenset({"a", "b"})
+
+
+# ---------------------------------------------------------------- dollars
+
+
+def test_what_is_reserved_and_paid_never_passes_the_cap() -> None:
+    budget = Budget(1.0)
+    assert budget.reserve("a", 0.6, 0.6, BOTH) == 0.6
+    assert budget.reserve("b", 0.6, 0.3, BOTH) == pytest.approx(0.4)  # what is there, for those that fit
+    assert budget.reserve("b", 0.1, 0.1, BOTH) == 0.0
+    assert budget.spent is None  # a's call may cost less
+    budget.settle("a", paid_usd=0.2, freed_usd=0.4)
+    assert budget.reserve("b", 0.1, 0.1, BOTH) == pytest.approx(0.1)
+    assert (budget.spending.paid_usd, budget.spending.reserved_usd) == (pytest.approx(0.2), pytest.approx(0.5))
+
+
+def test_it_is_spent_when_nobody_can_give_anything_back() -> None:
+    budget = Budget(1.0)
+    assert budget.reserve("a", 1.0, 1.0, BOTH) == 1.0
+    budget.settle("a", paid_usd=0.95, freed_usd=0.05)
+    assert budget.reserve("b", 0.06, 0.06, BOTH) == 0.0
+    assert budget.spent is not None
+    assert "max_usd = 1: $0.9500 is spent in this run, and the next call could cost $0.0600" in budget.spent
+    assert budget.reserve("b", 0.01, 0.01, BOTH) == 0.0  # for good, so that all workers end alike
+
+
+def test_dollars_of_the_dead_stay_spent() -> None:
+    budget = Budget(1.0)
+    assert budget.reserve("dead", 0.7, 0.7, BOTH) == 0.7
+    assert budget.reserve("b", 0.4, 0.4, frozenset({"b"})) == 0.0
+    assert "$0.7000 are set aside for calls whose worker died" in str(budget.spent)
+
+
+def test_without_a_cap_everything_is_granted_and_still_summed() -> None:
+    budget = Budget()
+    assert budget.reserve("a", 5.0, 1.0, BOTH) == 5.0
+    budget.settle("a", 2.0, -2.0)
+    assert budget.spending.paid_usd == 2.0
+    with pytest.raises(ValueError, match="max_usd = -1"):
+        Budget(-1)
+
+
+# ---------------------------------------------------------------- requests and tokens
+
+
+def test_fair_shares_are_max_min() -> None:
+    assert fair_shares([10, 1, 10], 9) == ([4.0, 1, 4.0], 0.0)
+    assert fair_shares([1, 1], 9) == ([1, 1], 7.0)
+    assert fair_shares([0, -3, 5], 4) == ([0.0, 0.0, 4.0], 0.0)
+
+
+def test_permits_accrue_at_the_rate_and_are_shared() -> None:
+    """60,000 a minute, paced at 980 a second: 98 in a tenth, half for each of two, and idle time is not saved up."""
+    authority = Authority({ROUTE: Limit(60_000)})
+    want = Report(ROUTE, want=1000)
+    authority.exchange("a", [want], 0.0)
+    authority.exchange("b", [want], 0.0)
+    got = [authority.exchange(name, [want], 0.1)[0].requests for name in "ab"]
+    assert got == [49, 49]
+    authority.exchange("a", [Report(ROUTE)], 0.2)
+    authority.exchange("b", [Report(ROUTE)], 0.2)
+    after_idle = authority.exchange("a", [want], 1.5)[0].requests
+    assert after_idle <= 20 + 98  # 20 ms worth was kept, and what b had not fetched when it was given up
+
+
+def test_permits_of_the_silent_are_not_set_aside() -> None:
+    authority = Authority({ROUTE: Limit(60_000)})
+    for name in "ab":
+        authority.exchange(name, [Report(ROUTE, want=10_000)], 0.0)
+    for tenth in range(1, 31):
+        granted = authority.exchange("a", [Report(ROUTE, want=10_000)], tenth / 10)[0].requests
+    assert granted == 98
+
+
+def test_a_pause_is_for_everybody() -> None:
+    authority = Authority({ROUTE: Limit(60_000)})
+    authority.exchange("a", [Report(ROUTE, want=10, limited=((0.1, 1),), retry_after_s=3.0)], 10.0)
+    grant = authority.exchange("b", [Report(ROUTE, want=10)], 10.5)[0]
+    assert (grant.requests, grant.pause_s) == (0, 2.5)
+    assert authority.exchange("b", [Report(ROUTE, want=10)], 13.1)[0].requests > 0
+
+
+def test_tokens_are_settled() -> None:
+    """6,000 a minute are 98 a second. 300 tokens more than estimated take three seconds more."""
+    authority = Authority({ROUTE: Limit(None, 6_000)})
+    want = Report(ROUTE, want=1, want_tokens=98.0)
+    authority.exchange("a", [want], 0.0)
+    assert authority.exchange("a", [want], 1.0)[0].tokens == pytest.approx(98.0)
+    authority.exchange("a", [Report(ROUTE, want=1, want_tokens=98.0, tokens_over=294.0)], 1.0)
+    assert authority.exchange("a", [want], 3.9)[0].tokens == 0.0
+    assert authority.exchange("a", [want], 5.0)[0].tokens == pytest.approx(98.0)
+
+
+def test_the_profile_tells_limits_and_nobody_limits_our_own() -> None:
+    profile = Profile.model_validate(
+        {
+            "providers": {
+                "p": {
+                    "base_url": "http://localhost/v1",
+                    "requests_per_minute": 500,
+                    "limits": {"big": {"requests_per_minute": 60, "tokens_per_minute": 1000}},
+                },
+                "own": {"engine": "some/model"},
+            }
+        }
+    )
+    assert limits(profile, ["p", "own", "embedded"]) == {
+        ("p", "*"): Limit(500, None),
+        ("p", "big"): Limit(60, 1000),
+        ("own", "*"): Limit(math.inf),
+        ("embedded", "*"): Limit(math.inf),
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "found"),
+    [
+        ("500", "499", "120ms", 500),  # a bucket of a minute
+        ("500", "120", "37s", 500),  # a window of a minute
+        ("10000", "9999", "8.64s", None),  # a bucket of a day: 10000 * 8.64 s
+        ("14400", "14370", "2m59.56s", None),  # longer than a minute
+        ("60", None, None, 60),
+        ("many", None, None, None),
+    ],
+)
+def test_limits_that_headers_tell(limit: str, remaining: str | None, reset: str | None, found: float | None) -> None:
+    told = {"limit": limit, "remaining": remaining, "reset": reset}
+    headers = {f"x-ratelimit-{what}-requests": value for what, value in told.items() if value is not None}
+    assert announced_limit(headers) == (None if found is None else Limit(found))
+    assert announced_limit({"x-ratelimit-limit-tokens": "30000"}) == Limit(None, 30_000)
+    assert announced_limit({}) is None
+
+
+# ---------------------------------------------------------------- permits
+
+
+def in_loop(work: Callable[[], Awaitable[Any]]) -> Any:
+    async def inside() -> Any:
+        return await work()
+
+    return asyncio.run(inside())
+
+
+def test_a_call_that_does_not_fit_waits_for_one_that_costs_less() -> None:
+    async def work() -> list[str]:
+        done, here = list[str](), Here(Authority(otherwise=Limit(math.inf), max_usd=1.0))
+        async with Permits(here) as one, Permits(here) as other:
+            first = await one.take(ROUTE, 10, 0.7)
+
+            async def second() -> None:
+                permit = await other.take(ROUTE, 10, 0.6)
+                done.append("second")
+                other.queue(ROUTE).settle(permit, 0.6)
+
+            waiting = asyncio.create_task(second())
+            await asyncio.sleep(0.3)
+            done.append("first")
+            one.queue(ROUTE).settle(first, 0.3)
+            one.tell_soon()
+            await waiting
+        assert here.authority.budget.spending.paid_usd == pytest.approx(0.9)
+        assert here.authority.budget.spending.reserved_usd == 0.0
+        return done
+
+    assert in_loop(work) == ["first", "second"]
+
+
+def test_nobody_waits_for_money_that_will_not_come() -> None:
+    """Two workers that each hold too little give it back; then the cap is reached for both, and what waits is told."""
+
+    async def work() -> None:
+        here = Here(Authority(otherwise=Limit(math.inf), max_usd=1.0))
+        async with Permits(here) as one, Permits(here) as other:
+            for permits in (one, other):
+                permits.queue(ROUTE).settle(await permits.take(ROUTE, 10, 0.45), 0.45)
+                permits.tell_soon()
+            takes = [asyncio.create_task(p.take(ROUTE, 10, 0.3)) for p in (one, other) for _ in range(3)]
+            outcomes = await asyncio.wait_for(asyncio.gather(*takes, return_exceptions=True), 5)
+            assert [type(outcome) for outcome in outcomes] == [BudgetSpent] * 6
+            with pytest.raises(BudgetSpent, match=r"\$0.9000 is spent"):
+                await one.take(ROUTE, 10, 0.01)
+
+    in_loop(work)
+
+
+def test_who_is_cancelled_gives_back() -> None:
+    async def work() -> None:
+        here = Here(Authority(otherwise=Limit(math.inf), max_usd=1.0))
+        async with Permits(here) as permits:
+            await permits.take(ROUTE, 10, 0.8)
+            waiting = asyncio.create_task(permits.take(ROUTE, 10, 0.8))
+            await asyncio.sleep(0.15)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert here.authority.budget.spending.reserved_usd == pytest.approx(0.8)  # of the call that was never settled
+
+    in_loop(work)
+
+
+def test_an_authority_that_is_gone_fails_who_waits() -> None:
+    class Gone(Here):
+        async def exchange(self, worker: str, reports: Any) -> Any:
+            raise OSError("the quota is gone")
+
+    async def work() -> None:
+        async with Permits(Gone()) as permits:
+            for _ in range(2):
+                with pytest.raises(OSError, match="the quota is gone"):
+                    await permits.take(ROUTE, 10, 0.0)
+
+    in_loop(work)
