@@ -215,6 +215,7 @@ class Permits:
         self._queues: dict[Route, Queue] = {}
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._over: Exception | None = None
         self._closing = False
@@ -259,10 +260,10 @@ class Permits:
         loop = asyncio.get_running_loop()
         at = loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._wakes_at <= at:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(at, self._wake.set)
+        self._timer, self._wakes_at = loop.call_at(at, self._wake.set), at  # uvloop's handles do not tell when
 
     async def _exchanging(self) -> None:
         while not self._closing:
