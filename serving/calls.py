@@ -144,8 +144,9 @@ class Calls:
             outcome, announced = await line.attempt(request, body)
         finally:
             self.sending.discard(task)
+        queue.announced(announced)
         if isinstance(outcome, Answer):
-            queue.answered(permit, announced)
+            queue.answered(permit)
         elif outcome.limited:
             queue.limited(permit, outcome.after_s)
         return outcome

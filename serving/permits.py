@@ -48,6 +48,7 @@ class Queue:
         self._timer: asyncio.TimerHandle | None = None
         self._came, self._mean_tokens, self._mean_usd = 0, 0.0, 0.0
         self._told_at = self._loop.time()
+        self._told: Limit | None = None
         self._limited: Counter[int] = Counter()
         self._retry_after_s: float | None = None
         self._announced: Limit | None = None
@@ -82,17 +83,28 @@ class Queue:
         if tokens is not None:
             self._tokens_over += tokens - permit.tokens
 
-    def answered(self, permit: Permit, announced: Limit | None) -> None:
+    def answered(self, permit: Permit) -> None:
         self._answers += 1
         self._answered_s += self._age_s(permit)
-        self._announced = announced or self._announced
+
+    def announced(self, announced: Limit | None) -> None:
+        """The limits in a response's headers, whatever its status."""
+        if announced is not None and announced != self._told:
+            self._told = self._announced = announced
+            self._void()
 
     def limited(self, permit: Permit, retry_after_s: float | None) -> None:
         """A 429; with a Retry-After nothing is sent until then, here at once and elsewhere by the next lease."""
         self._limited[round(self._age_s(permit) * 20)] += 1
+        self._void()
         if retry_after_s is not None:
             self._retry_after_s = max(retry_after_s, self._retry_after_s or 0.0)
             self._next_at = max(self._next_at, self._loop.time() + retry_after_s)
+
+    def _void(self) -> None:
+        """Permits that were granted without any limit are void as soon as one shows."""
+        if not self._gap_s:
+            self._held = 0
 
     def _age_s(self, permit: Permit) -> float:
         assert permit.sent_at is not None, "sent"

@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from empathy.files import Files, open_files
@@ -19,7 +21,10 @@ from empathy.records import Turn
 from empathy.requests import Answer, Asking, Request
 from serving.client import Counts, drive
 from serving.ledger import Ledger
+from serving.limits import Limits
+from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderDown, ProviderStopped, read_reply, retry_after_s
+from serving.quota import Authority, BudgetSpent, Here, Limit
 from serving.scripted import Fault, Faults, Scripted
 
 KEY = "sk-planted-0123456789abcdef"
@@ -279,7 +284,7 @@ def test_a_text_that_no_json_can_carry_costs_one_row(scripted: Callable[..., Scr
 def test_a_pause_holds_up_all_requests_of_the_provider(scripted: Callable[..., Scripted], files: Files) -> None:
     server = scripted(fault="429", share=0.3, retry_after="0.4")
     counts = Counts()
-    run(rows(*range(20)), provider(server), files, in_flight=1, counts=counts)
+    run(rows(*range(10)), provider(server), files, in_flight=1, counts=counts)
     times = sorted(at for _, at in server.counts()["finished"])
     pauses = sum(b - a > 0.35 for a, b in itertools.pairwise(times))
     assert counts.limited > 0
@@ -324,3 +329,107 @@ def test_the_key_is_nowhere(
     for text in (said, caplog.text, stored, out.out, out.err, repr(provider(server, key_env="TEACHER_KEY"))):
         assert KEY not in text
     assert said
+
+
+# ---------------------------------------------------------------- dollars and rates
+
+DEAR = Price(usd_per_million_in=100.0, usd_per_million_out=1000.0, as_of="always")
+"""A prompt of these tests (about 160 bytes, 5 words) is counted as 5 tokens; a reply may have 200."""
+
+
+def capped(max_usd: float, price: Price | None = DEAR) -> Here:
+    prices = Prices(own={} if price is None else {request(0).model: price}, free=())
+    return Here(Authority(otherwise=Limit(math.inf), max_usd=max_usd), prices)
+
+
+def spend(askings: Sequence[tuple[str, Asking[Any]]], place: Provider, files: Files, quota: Here, ends: int) -> int:
+    """Ask in two workers of one quota, half of the rows each; `ends` of them must end at the cap. Replies that came."""
+    came, stopped = 0, 0
+
+    async def worker(rows: Iterable[tuple[str, Asking[Any]]], ledger: Ledger) -> None:
+        nonlocal came, stopped
+        try:
+            async for _ in drive(rows, place, ledger, 8, quota=quota):
+                came += 1
+        except BudgetSpent:
+            stopped += 1
+
+    async def both() -> None:
+        with Ledger(files) as one, Ledger(files) as other:
+            await asyncio.gather(worker(askings[::2], one), worker(askings[1::2], other))
+
+    asyncio.run(both())
+    assert stopped == ends
+    return came
+
+
+def test_the_cap_holds_over_two_workers_and_the_next_run_goes_on(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    server, quota = scripted(latency_s=0.02), capped(1.0)
+    spend(list(rows(*range(100))), provider(server), files, quota, ends=2)
+    with Ledger(files) as ledger:
+        kept = [ledger.get(request(k).key) for k in range(100) if request(k).key in ledger]
+    paid = sum(DEAR.usd(a.tokens_in or 0, a.tokens_out or 0) for a in kept if a)
+    spending = quota.authority.budget.spending
+    assert spending.paid_usd == pytest.approx(paid)
+    assert spending.reserved_usd == 0
+    worst = DEAR.usd(len(orjson.dumps(request(99).body)), 200)
+    assert 1.0 - worst - 1e-6 <= paid <= 1.0
+    assert server.counts()["total"] == len(kept) < 100
+    came = spend(list(rows(*range(100))), provider(server), files, capped(100.0), ends=0)
+    assert came == 100
+    assert server.counts()["total"] == 100  # nothing was paid for twice
+
+
+def test_a_cap_of_nothing_sends_nothing(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted()
+    spend(list(rows(1, 2)), provider(server), files, capped(0.0), ends=2)
+    assert server.counts()["total"] == 0
+
+
+def test_what_may_have_been_billed_counts_at_its_worst(scripted: Callable[..., Scripted], files: Files) -> None:
+    """Every first attempt is cut off after it was sent; every second one is answered."""
+    server, quota = scripted(fault="reset", first=1), capped(50.0)
+    spend(list(rows(*range(6))), provider(server), files, quota, ends=0)
+    worst = sum(DEAR.usd(len(orjson.dumps(request(k).body)), 200) for k in range(6))
+    with Ledger(files) as ledger:
+        answers = [ledger.get(request(k).key) for k in range(6)]
+    answered = sum(DEAR.usd(a.tokens_in or 0, a.tokens_out or 0) for a in answers if a)
+    assert quota.authority.budget.spending.paid_usd == pytest.approx(worst + answered)
+
+
+@pytest.mark.parametrize("fault", ["429", "500"])
+def test_errors_cost_nothing(fault: Fault, scripted: Callable[..., Scripted], files: Files) -> None:
+    server, quota = scripted(fault=fault, first=1, retry_after="0.05"), capped(50.0)
+    spend(list(rows(1)), provider(server), files, quota, ends=0)
+    with Ledger(files) as ledger:
+        answer = ledger.get(request(1).key)
+    assert answer is not None
+    assert quota.authority.budget.spending.paid_usd == pytest.approx(DEAR.usd(answer.tokens_in, answer.tokens_out))
+
+
+def test_a_cap_without_a_price_is_refused_before_anything_is_sent(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    server = scripted()
+    with pytest.raises(ValueError, match=rf"price of scripted/{request(0).model} is unknown.*\[prices\."):
+        spend(list(rows(1, 2)), provider(server), files, capped(1.0, price=None), ends=0)
+    assert server.counts()["total"] == 0
+
+
+def test_a_limit_that_the_provider_tells_is_kept(scripted: Callable[..., Scripted], files: Files) -> None:
+    server, counts = scripted(limits=Limits(per_s=100, tells=True)), Counts()
+    began = time.monotonic()
+    answers = run(rows(*range(150)), provider(server), files, counts=counts, in_flight=32)
+    assert all(a.refused is None for a in answers.values())
+    assert time.monotonic() - began > 1.0
+    assert counts.limited <= 32  # those that were under way when the first reply told it
+
+
+def test_429s_slow_everybody_down_and_end(scripted: Callable[..., Scripted], files: Files) -> None:
+    server, counts = scripted(limits=Limits(per_s=50)), Counts()
+    answers = run(rows(*range(150)), provider(server), files, counts=counts, in_flight=64)
+    assert all(a.refused is None for a in answers.values())
+    assert counts.calls == 150 + counts.limited
+    assert counts.limited < 300

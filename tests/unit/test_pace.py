@@ -185,7 +185,7 @@ class Run:
                     permits.tell_soon()
                 again = not accepted
                 if accepted:
-                    queue.answered(permit, None)
+                    queue.answered(permit)
                 else:
                     queue.limited(permit, after_s)
 
