@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # with what it imports it would slow down tests that need a tokenizer alone
+    from serving.students import StudentSet
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -59,6 +64,31 @@ def tiny_adapter(base: Path, path: Path, seed: int, rank: int = 8) -> Path:
     )
     get_peft_model(model, lora).save_pretrained(path)
     return path
+
+
+def tiny_set(root: Path, **options: Any) -> StudentSet:
+    """A tiny base with two students, "kind" and "wise", as an engine takes them."""
+    from serving.students import StudentSet
+
+    base = tiny_student(root / "base")
+    adapters = {name: str(tiny_adapter(base, root / name, seed)) for name, seed in (("kind", 1), ("wise", 2))}
+    return StudentSet(str(base), TEMPLATE, adapters, dtype="float32", kv_cache_gib=0.25, **options)
+
+
+def greedy_replies(students: StudentSet, prompts: Sequence[list[int]], tokens: int) -> dict[str, list[list[int]]]:
+    """Student -> transformers' greedy reply (token ids) to each prompt."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(students.base, dtype=torch.float32)
+    replies = {}
+    for name in students.names:
+        model = PeftModel.from_pretrained(base, students.adapters[name]) if name in students.adapters else base
+        whole = [model.generate(torch.tensor([p]), max_new_tokens=tokens, do_sample=False)[0].tolist() for p in prompts]
+        replies[name] = [ids[len(prompt) :] for ids, prompt in zip(whole, prompts, strict=True)]
+        base = model.unload() if isinstance(model, PeftModel) else base
+    return replies
 
 
 def _tokenizer():  # type: ignore[no-untyped-def]

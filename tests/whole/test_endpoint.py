@@ -14,15 +14,12 @@ import httpx
 import openai
 import pytest
 import ray
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from serving.app import HttpOptions, StudentRequest, Students, StudentSet, start_engine
 from serving.bodies import Limits
 from serving.gateway import DISCLOSURE
 from serving.students import renderer
-from tests.tiny import TEMPLATE, tiny_adapter, tiny_student
+from tests.tiny import TEMPLATE, greedy_replies, tiny_set
 
 KEY = token_hex(16)
 TOKENS = 20
@@ -34,12 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def students(tmp_path_factory: pytest.TempPathFactory) -> StudentSet:
-    root = tmp_path_factory.mktemp("students")
-    base = tiny_student(root / "base")
-    adapters = {name: str(tiny_adapter(base, root / name, seed)) for name, seed in (("kind", 1), ("wise", 2))}
-    return StudentSet(
-        str(base), TEMPLATE, adapters, dtype="float32", max_model_len=2200, max_num_seqs=4, kv_cache_gib=0.25
-    )
+    return tiny_set(tmp_path_factory.mktemp("students"), max_model_len=2200, max_num_seqs=4)
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +60,8 @@ def raw(endpoint: Students) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def expected(students: StudentSet) -> dict[str, list[int]]:
     """transformers' greedy reply of every student to MESSAGES."""
-    prompt = torch.tensor([renderer(students.base, TEMPLATE)(MESSAGES)])
-    base = AutoModelForCausalLM.from_pretrained(students.base, dtype=torch.float32)
-    replies = {}
-    for name in students.names:
-        model = PeftModel.from_pretrained(base, students.adapters[name]) if name in students.adapters else base
-        whole = model.generate(prompt, max_new_tokens=TOKENS, do_sample=False)[0]
-        replies[name] = whole[prompt.shape[1] :].tolist()
-        base = model.unload() if isinstance(model, PeftModel) else base
-    return replies
+    prompt = renderer(students.base, TEMPLATE)(MESSAGES)
+    return {name: ids for name, (ids,) in greedy_replies(students, [prompt], TOKENS).items()}
 
 
 def ask(client: openai.OpenAI, student: str, **options: Any) -> Any:

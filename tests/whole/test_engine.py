@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
-from serving.adapters import read_adapter, weights_sha256
 from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
-from serving.students import PROBES, renderer, rendering_sha256
-from tests.tiny import TEMPLATE, tiny_adapter, tiny_student
+from serving.students import renderer, rendering_sha256
+from tests.tiny import TEMPLATE, greedy_replies, tiny_adapter, tiny_set
 
 TEXTS = [
     "I lost my job today.",
@@ -27,17 +22,12 @@ TEXTS = [
     "The exam is tomorrow and I am afraid.",
 ]
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
 def students(tmp_path_factory: pytest.TempPathFactory) -> StudentSet:
-    root = tmp_path_factory.mktemp("students")
-    base = tiny_student(root / "base")
-    adapters = {name: str(tiny_adapter(base, root / name, seed)) for name, seed in (("kind", 1), ("wise", 2))}
-    return StudentSet(
-        str(base), TEMPLATE, adapters, dtype="float32", max_model_len=128, max_num_seqs=8, kv_cache_gib=0.25
-    )
+    return tiny_set(tmp_path_factory.mktemp("students"), max_model_len=128, max_num_seqs=8)
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +58,14 @@ def requests(students: StudentSet) -> list[StudentRequest]:
 @pytest.fixture(scope="module")
 def expected(students: StudentSet, requests: list[StudentRequest]) -> dict[str, list[int]]:
     """transformers' greedy reply to each request, by its id."""
-    base = AutoModelForCausalLM.from_pretrained(students.base, dtype=torch.float32)
-    replies = {}
-    for name in students.names:
-        model = PeftModel.from_pretrained(base, students.adapters[name]) if name in students.adapters else base
-        for request in requests:
-            if request.student == name:
-                prompt = torch.tensor([request.prompt_ids])
-                replies[request.id] = model.generate(prompt, max_new_tokens=24, do_sample=False)[
-                    0, prompt.shape[1] :
-                ].tolist()
-        if isinstance(model, PeftModel):
-            base = model.unload()
-    return replies
+    prompts = [request.prompt_ids for request in requests if request.student == "base"]
+    return {
+        f"{name}/{i}": ids
+        for name, replies in greedy_replies(students, prompts, tokens=24).items()
+        for i, ids in enumerate(replies)
+    }
 
 
-@pytest.mark.slow
 def test_a_batch_of_base_and_adapters_equals_transformers_token_for_token(
     engine: Students, requests: list[StudentRequest], expected: dict[str, list[int]]
 ) -> None:
@@ -173,7 +155,6 @@ def _wait_until_ended(pid: int, wait_s: float = 30) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["replica", "engine core"])
 def test_generation_goes_on_over_a_killed_engine_with_nothing_lost_or_doubled(
     engine: Students, requests: list[StudentRequest], expected: dict[str, list[int]], victim: str
@@ -193,7 +174,6 @@ def test_generation_goes_on_over_a_killed_engine_with_nothing_lost_or_doubled(
     _wait_until_ended(core)  # a dead replica leaves no engine behind that holds the memory
 
 
-@pytest.mark.slow
 def test_an_adapter_that_vllm_would_ignore_is_refused_by_name(
     cluster: None, students: StudentSet, tmp_path: Path
 ) -> None:
@@ -207,7 +187,6 @@ def test_an_adapter_that_vllm_would_ignore_is_refused_by_name(
         )
 
 
-@pytest.mark.slow
 def test_a_student_whose_template_renders_otherwise_than_at_training_is_refused(
     cluster: None, students: StudentSet
 ) -> None:
@@ -224,79 +203,3 @@ def test_without_ray_it_says_so(students: StudentSet) -> None:
     if not ray.is_initialized():
         with pytest.raises(RuntimeError, match=r"ray\.init"):
             start_engine(students)
-
-
-# ---- adapters as files: nothing is started
-
-
-@pytest.fixture
-def copied(students: StudentSet, tmp_path: Path) -> Path:
-    return tiny_adapter(Path(students.base), tmp_path / "adapter", seed=4)
-
-
-def _rewrite(adapter: Path, change) -> None:  # type: ignore[no-untyped-def]
-    file = adapter / "adapter_model.safetensors"
-    save_file({change(key): tensor for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
-
-
-def test_a_good_adapter_is_read(students: StudentSet, copied: Path) -> None:
-    adapter = read_adapter("good", copied, Path(students.base))
-    assert adapter.rank == 8
-    assert len(adapter.shapes) == 4 * 7  # layers x linear layers
-    assert adapter.shapes["model.layers.0.self_attn.k_proj"] == (128, 64)  # 2 KV heads of 32
-    (copied / "base.json").write_text(json.dumps({"weights_sha256": weights_sha256(Path(students.base))}))
-    assert read_adapter("good", copied, Path(students.base)) == adapter
-
-
-def test_an_adapter_with_other_keys_is_refused(students: StudentSet, copied: Path) -> None:
-    _rewrite(copied, lambda key: key.replace("model.layers", "model.decoder.layers"))
-    with pytest.raises(ValueError, match=r"adapter 'odd'.*fits no linear layer"):
-        read_adapter("odd", copied, Path(students.base))
-
-
-def test_an_adapter_of_another_base_is_refused(students: StudentSet, copied: Path) -> None:
-    (copied / "base.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
-    with pytest.raises(ValueError, match=r"adapter 'stray'.*trained on a base with weights 000000000000"):
-        read_adapter("stray", copied, Path(students.base))
-
-
-def test_an_adapter_whose_b_is_zero_is_refused(students: StudentSet, copied: Path) -> None:
-    file = copied / "adapter_model.safetensors"
-    zeroed = {key: tensor * (0 if "lora_B" in key else 1) for key, tensor in load_file(file).items()}
-    save_file(zeroed, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"adapter 'idle'.*every B is zero"):
-        read_adapter("idle", copied, Path(students.base))
-
-
-def test_half_an_adapter_is_refused(students: StudentSet, copied: Path) -> None:
-    file = copied / "adapter_model.safetensors"
-    lost = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
-    save_file({key: tensor for key, tensor in load_file(file).items() if key != lost}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"adapter 'half'.*not whole.*layers\.1\.mlp\.up_proj"):
-        read_adapter("half", copied, Path(students.base))
-
-
-@pytest.mark.parametrize("name", ["adapter_model.bin", "training_args.PT", "optimizer.pkl"])
-def test_a_pickle_in_a_model_folder_is_refused(students: StudentSet, copied: Path, name: str) -> None:
-    (copied / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"adapter 'risky'.*{name}"):
-        read_adapter("risky", copied, Path(students.base))
-
-
-@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_folder_without_an_adapter_is_refused(students: StudentSet, copied: Path, missing: str) -> None:
-    (copied / missing).unlink()
-    with pytest.raises(ValueError, match=rf"adapter 'gone'.*{missing}"):
-        read_adapter("gone", copied, Path(students.base))
-
-
-def test_the_probes_tell_templates_apart(students: StudentSet) -> None:
-    templates = [
-        TEMPLATE,
-        TEMPLATE.replace("{{ eos_token }}", ""),
-        TEMPLATE.replace("'|>' +", "'|> ' +"),
-        TEMPLATE + " ",
-    ]
-    hashes = {rendering_sha256(renderer(students.base, template)) for template in templates}
-    assert len(hashes) == len(templates)
-    assert len(PROBES) == 4
