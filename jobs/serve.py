@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cluster import profile as profiles
@@ -62,8 +61,6 @@ def serve(
             f"students = {', '.join(names)}: they stand on different bases; serve each base's students apart"
         )
     students = student_set(weights, profile.engine, x.train.precision, list(checkpoints))
-    if all(w.adapter is not None for w in weights):  # only students are asked for: the base is no model of the endpoint
-        students = replace(students, base_name=None)
     with ray_session(profile), start_engine(students, http=http, resources=resources(profile.engine)) as running:
         print(f"{running.url}/v1 serves {', '.join(names)}; the key is in ${key_env}; interrupt to stop", flush=True)
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Engine, Profile
 from cluster.schedule import Place, Schedule, State
-from cluster.weights import Weights, fetch
+from cluster.weights import DTYPES, Weights, fetch
 from cluster.work import Needs, Work
 from empathy.columns import from_table
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Turn, content_id
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 Render = Callable[[Sequence[Mapping[str, str]]], list[int]]
 AT_ONCE = 1024
 """Students of one engine."""
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def _student(stage: Stage) -> Student:
@@ -52,10 +51,10 @@ def student_set(
     named = list(names or [w.name for w in weights])
     return StudentSet(
         base=str(base.base),
-        base_name=next((n for n, w in zip(named, weights, strict=True) if w.adapter is None), "base"),
+        base_name=next((n for n, w in zip(named, weights, strict=True) if w.adapter is None), None),
         adapters={n: str(w.adapter) for n, w in zip(named, weights, strict=True) if w.adapter is not None},
         chat_template=base.template,
-        dtype=DTYPES[precision],  # type: ignore[arg-type]
+        dtype=DTYPES[precision],
         max_model_len=base.max_model_len(engine.max_model_len),
         max_num_seqs=engine.max_num_seqs,
         kv_cache_gib=engine.kv_cache_gib,
