@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from empathy.methods import Case, method_of
 from empathy.records import HUMAN, Dialogue, Reply
@@ -20,6 +21,7 @@ class View:
         self.store, self.finished = store, finished
         self._corpora: dict[str, Corpus] = {}
         self._examples: dict[str, int | None] = {}
+        self._chose: dict[tuple[Any, ...], int] = {}
         self._measured = self._measure(stages)
 
     def corpus(self, stage: Stage) -> Corpus:
@@ -103,8 +105,19 @@ class View:
             for_sft = round(spec.method.sft_share * n)
             whole = spec.purpose == "heldout"
             return each * (n if whole else for_sft if spec.objective == "sft" else n - for_sft)
-        cases = (Case(d, _said(learned, d), _said(initial, d)) for d in corpus.on(spec.split))
-        return each * sum(method.selects(spec.method, spec.objective, spec.purpose, c) is True for c in cases)
+        return each * self._chosen(stage, _recorded(learned), _recorded(initial))
+
+    def _chosen(self, stage: Stage, learned: str | None, initial: str | None) -> int:
+        """Dialogues that the method selects. Whose replies were recorded decides, and not what is still to be asked
+        for: all strategies of a method are counted once."""
+        spec = stage.spec
+        assert isinstance(spec, ExamplesSpec)
+        alike = (stage.inputs["dialogues"].key, spec.method, spec.objective, spec.purpose, spec.split, learned, initial)
+        if alike not in self._chose:
+            cases = (Case(d, _said(learned, d), _said(initial, d)) for d in self.corpus(stage).on(spec.split))
+            selects = method_of(spec.method).selects
+            self._chose[alike] = sum(selects(spec.method, spec.objective, spec.purpose, c) is True for c in cases)
+        return self._chose[alike]
 
 
 def samples(replies: Stage) -> int:
@@ -120,16 +133,27 @@ def _pooled(replies: Stage) -> list[str]:
     return [name for name in replies.inputs if name.startswith("of:")]
 
 
-def _said(replies: Stage | None, dialogue: Dialogue) -> Reply | None:
-    """The reply that the stage has to the dialogue; a made-up one where it is still to be asked for."""
+TO_ASK = ""
+"""In the place of a recorded responder: replies that are still to be asked for."""
+
+
+def _recorded(replies: Stage | None) -> str | None:
+    """Whose recorded replies a stage has; None without a stage."""
     if replies is None:
         return None
     spec = replies.spec
     assert isinstance(spec, RepliesSpec)
-    if not isinstance(spec.responder, Recorded):
+    return spec.responder.responder if isinstance(spec.responder, Recorded) else TO_ASK
+
+
+def _said(responder: str | None, dialogue: Dialogue) -> Reply | None:
+    """The responder's reply to the dialogue; a made-up one where it is still to be asked for."""
+    if responder is None:
+        return None
+    if responder == TO_ASK:
         return Reply(dialogue.id, "", "to be asked for")
-    text = dialogue.reply_of(spec.responder.responder)
-    return Reply(dialogue.id, spec.responder.responder, text or "", dropped=None if text else "not_recorded")
+    text = dialogue.reply_of(responder)
+    return Reply(dialogue.id, responder, text or "", dropped=None if text else "not_recorded")
 
 
 def asked_model(stage: Stage) -> tuple[str, str] | None:
