@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +84,10 @@ class RunQuota:
             self.spending, self.spent = budget.spending, budget.spent
         elif self._on_ray is not None:
             import ray
+            from ray.exceptions import RayActorError
 
-            self.spending, self.spent = ray.get(self._on_ray.actor.spending.remote())
+            with suppress(RayActorError):  # it is gone, and whoever needs it is told by OnRay.exchange
+                self.spending, self.spent = ray.get(self._on_ray.actor.spending.remote())
         return self.spending
 
     def _start(self) -> Any:

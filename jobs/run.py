@@ -45,23 +45,27 @@ def run(
     uses.note(store.files, x.name, walk(targets))
     if all(store.done(target) for target in targets):
         print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
-    elif code := _make(x, targets, store, profile, again(file, on, store_url, only, until, max_usd)):
+    elif code := _make(x, targets, store, profile, again(file, on, store_url, only, until, max_usd), max_usd):
         return code
     return _show(x, lowered, store, file, profile) if until is None else 0
 
 
-def _make(x: Experiment, targets: list[Stage], store: Store, profile: Profile, command: str) -> int:
+def _make(
+    x: Experiment, targets: list[Stage], store: Store, profile: Profile, command: str, max_usd: float | None
+) -> int:
     """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on."""
     from cluster import providers, runner
+    from cluster.quota import run_quota
 
     pending = runner.to_make(targets, store)
+    quota = run_quota(pending, profile, max_usd)
     try:
         with providers.ready(pending, profile) as places:
-            outcome = runner.run(targets, runner.Context(store, profile, Progress(), places, x.name))
+            outcome = runner.run(targets, runner.Context(store, profile, Progress(), places, x.name, quota))
     except KeyboardInterrupt as told:
         print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED
-    print(f"made {outcome.made} stages in {store.url}", file=sys.stderr)
+    print(f"made {outcome.made} stages in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
     if outcome.failures:
         print(failed_table(outcome.failures, outcome.open, command), file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -33,17 +33,21 @@ def loop(places: Sequence[Place], work: Work, context: Context) -> None:
 
 
 def _ask(stages: Sequence[Stage], work: Work, context: Context) -> None:
-    ask_all(
-        [job(stage, context.store) for stage in stages],
-        context.store,
-        {name: context.providers[name] for name in providers.models(stages)},
-        context.profile.ask.workers,
-        context.profile.ask.in_flight,
-        context.progress.units,
-        context.experiment,
-        work.done,
-        quota=context.quota and context.quota.ask(),
-    )
+    try:
+        ask_all(
+            [job(stage, context.store) for stage in stages],
+            context.store,
+            {name: context.providers[name] for name in providers.models(stages)},
+            context.profile.ask.workers,
+            context.profile.ask.in_flight,
+            context.progress.units,
+            context.experiment,
+            work.done,
+            quota=context.quota and context.quota.ask(),
+        )
+    finally:
+        if context.quota is not None:
+            context.quota.look()
 
 
 def job(stage: Stage, store: Store) -> Job:
