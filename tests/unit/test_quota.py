@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.profile import Profile
-from cluster.quota import limits
+from cluster.quota import limits, run_quota
+from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
+from empathy.stages import Stage
 from serving.permits import Permits
 from serving.providers import announced_limit
 from serving.quota import Authority, Budget, BudgetSpent, Here, Limit, Report, Route, fair_shares
@@ -148,6 +150,16 @@ def test_limits_that_headers_tell(limit: str, remaining: str | None, reset: str 
     assert announced_limit(headers) == (None if found is None else Limit(found))
     assert announced_limit({"x-ratelimit-limit-tokens": "30000"}) == Limit(None, 30_000)
     assert announced_limit({}) is None
+
+
+def test_a_run_with_a_cap_and_without_a_price_is_refused() -> None:
+    dialogues = Stage(DialoguesSpec(source="test", digest="0" * 64, split=RandomSplit()))
+    teacher = Teacher(provider="openai", model="a-new-model", turns=("{dialogue}",))
+    stage = Stage(RepliesSpec(responder=teacher), {"dialogues": dialogues})
+    with pytest.raises(ValueError, match=r'price of openai/a-new-model is unknown.*\[prices\."openai/a-new-model"\]'):
+        run_quota([dialogues, stage], Profile(), max_usd=5.0)
+    assert run_quota([dialogues, stage], Profile()).spending.paid_usd == 0.0
+    assert run_quota([dialogues], Profile(), max_usd=5.0).spending.max_usd == 5.0
 
 
 # ---------------------------------------------------------------- permits

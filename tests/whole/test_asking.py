@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster.quota import RunQuota
 from cluster.steps.asking import Job, ask, ask_all
 from empathy import replies
 from empathy.records import Dialogue, Reply, Turn
@@ -15,7 +17,9 @@ from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
 from empathy.store import Store
 from serving.ledger import Ledger
+from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderStopped
+from serving.quota import BudgetSpent, Limit
 from serving.scripted import Faults, Scripted
 
 PARTS, PART_ROWS = 3, 5
@@ -163,3 +167,24 @@ def test_what_stops_a_worker_is_told_as_it_was_raised(store: Store, server: Scri
     server.reset(Faults(fault="401", first=0))
     with pytest.raises(ProviderStopped, match=r"'scripted'.*401"):
         make(teaching(store), store, server, workers=1)
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_cap_in_dollars_holds_over_workers_and_the_next_run_goes_on(store: Store, server: Scripted) -> None:
+    price = Price(usd_per_million_in=0.0, usd_per_million_out=1000.0, as_of="always")
+    prices, free_pace = Prices({"rule-teacher-1": price}, free=()), {("scripted", "*"): Limit(math.inf)}
+    stage, providers = teaching(store), {"scripted": Provider("scripted", server.url)}
+    jobs = [Job(stage, Reply, replies.askings, (PART_ROWS,) * PARTS)]
+    quota = RunQuota(2, free_pace, prices, max_usd=0.35)
+    with pytest.raises(BudgetSpent, match=r"max_usd = 0.35: \$0\.\d+ is spent in this run"):
+        ask_all(jobs, store, providers, 2, 4, lambda *_: None, quota=quota.ask())
+    with Ledger(store.files) as ledger:
+        paid = sum(spent.tokens_out for spent in ledger.summary().values()) / 1000
+        kept = len(ledger)
+    assert quota.look().paid_usd == pytest.approx(paid)
+    assert 0.1 < paid <= 0.35
+    assert server.counts()["total"] == kept < 15
+    with pytest.raises(BudgetSpent):  # before any worker is started
+        quota.ask()
+    ask_all(jobs, store, providers, 2, 4, lambda *_: None, quota=RunQuota(2, free_pace, prices, max_usd=100).ask())
+    assert (store.get(stage).rows, server.counts()["total"]) == (15, 15)
