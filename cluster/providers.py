@@ -65,7 +65,7 @@ def ready(stages: Sequence[Stage], profile: Profile) -> Iterator[Places]:
     that cannot be served.
     """
     names = models(stages)
-    own = {name: own_model(name, names[name], profile) for name in sorted(names) if _is_own(name, profile)}
+    own = {name: own_model(name, names[name], profile) for name in sorted(names) if is_own(name, profile)}
     there = {name: place_of(name, profile) for name in names if name not in own and name != EMBEDDED}
     with ExitStack() as started:
         if EMBEDDED in names:
@@ -76,7 +76,8 @@ def ready(stages: Sequence[Stage], profile: Profile) -> Iterator[Places]:
         yield places
 
 
-def _is_own(name: str, profile: Profile) -> bool:
+def is_own(name: str, profile: Profile) -> bool:
+    """Whether the run serves this provider's model itself."""
     return name != EMBEDDED and profile.provider(name).engine is not None
 
 
@@ -109,17 +110,24 @@ class Places(Mapping[str, Provider]):
                 self._up[name] = started.enter_context(own_engine(model, self._profile)), started
             return self._up[name][0]
 
-    def release(self) -> None:
-        """End the engines that were started; what they hold is free for others."""
+    def release(self, names: Iterable[str] | None = None) -> None:
+        """End the engines of `names` (or all) that were started; what they hold is free for others."""
         with self._lock:
-            while self._up:
-                self._up.popitem()[1][1].close()
+            for name in list(self._up if names is None else names):
+                if name in self._up:
+                    self._up.pop(name)[1].close()
 
     def _is_needed(self, name: str) -> bool:
         store = self._profile.open_store()
         left = [s for s in self._stages if (place := asked(s)) and place[0] == name and not store.done(s)]
         with Ledger(store.files) as ledger:
             return not all(is_answered(stage, store, ledger) for stage in left)
+
+
+def release(places: Mapping[str, Provider], stages: Sequence[Stage]) -> None:
+    """End the models of our own that `stages` asked."""
+    if isinstance(places, Places):
+        places.release(models(stages))
 
 
 def is_answered(stage: Stage, store: Store, ledger: Ledger) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster import providers
+from cluster.profile import Profile
 from cluster.schedule import Place
 from cluster.steps.asking import Job, ask_all
 from cluster.work import Needs, Work
@@ -25,11 +26,20 @@ AT_ONCE = 64
 def loop(places: Sequence[Place], work: Work, context: Context) -> None:
     """Make stages of one model until none can come any more."""
     (place,) = places
-    workers = context.profile.ask.workers
     while batch := work.next(places, AT_ONCE):
-        with work.room(f"asking {place.model}", Needs(cpus=workers)):
+        with work.room(f"asking {place.model}", _needs(batch, context.profile)):
             context.progress.working(batch, f"asking {place.model}")
-            work.make(batch, lambda stages: _ask(stages, work, context))
+            try:
+                work.make(batch, lambda stages: _ask(stages, work, context))
+            finally:  # a model of our own leaves its room to others
+                providers.release(context.providers, batch)
+
+
+def _needs(stages: Sequence[Stage], profile: Profile) -> Needs:
+    """The workers that ask, and what a model of our own answers with."""
+    engine, own = profile.engine, any(providers.is_own(name, profile) for name in providers.models(stages))
+    replicas = engine.replicas if own else 0
+    return Needs(profile.ask.workers + replicas, replicas * engine.gpus)
 
 
 def _ask(stages: Sequence[Stage], work: Work, context: Context) -> None:
