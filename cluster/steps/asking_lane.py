@@ -53,6 +53,7 @@ def _ask(stages: Sequence[Stage], work: Work, context: Context) -> None:
             context.progress.units,
             context.experiment,
             work.done,
+            say=context.progress.say,
             quota=context.quota and context.quota.ask(),
         )
     finally:
