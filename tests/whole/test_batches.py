@@ -113,6 +113,7 @@ def killed(fake: FakeBatches, store: Store, after: int, pause_s: float) -> None:
     process.communicate()
 
 
+@pytest.mark.long
 def test_kills_at_random_moments_pay_nothing_twice(store: Store, fake: FakeBatches, tmp_path: Path) -> None:
     """Seven kills: after an upload, a creation, in polling, in a download; two batches are lost or expire besides."""
     seed = random.SystemRandom().randrange(10**6)
