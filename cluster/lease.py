@@ -89,6 +89,12 @@ class Lease:
             with suppress(OSError):  # a courtesy: without it the lease ends with its time to live
                 self._say({"released": True})
 
+    def drop(self) -> None:
+        """Stop beating, and write nothing: its stage is committed, and nobody waits for the lease of what is there."""
+        _heart.remove(self)
+        with self._lock:
+            self._released = True
+
     def _say(self, state: dict[str, Any]) -> None:
         self.store.files.write(f"{_folder(self.stage)}/lease/{self.epoch:06d}.beat", json.dumps(state).encode())
 

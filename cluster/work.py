@@ -114,7 +114,8 @@ class Work:
 
     def done(self, stage: Stage) -> None:
         """It is committed."""
-        if self._release(stage):
+        if (lease := self._leases.pop(stage.key, None)) is not None:
+            lease.drop()
             self.made += 1
         self._ended(stage, self.store.get(stage).counts)
 
@@ -147,11 +148,10 @@ class Work:
         else:
             self.schedule.back(stage)
 
-    def _release(self, stage: Stage) -> bool:
+    def _release(self, stage: Stage) -> None:
         lease = self._leases.pop(stage.key, None)
         if lease is not None:
             lease.release()
-        return lease is not None
 
     def release_all(self) -> None:
         """At the end: nobody waits for what we no longer make."""
