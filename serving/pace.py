@@ -32,7 +32,7 @@ CUT, CUT_PAUSED = 0.96, 0.9
 FAR, OUTAGE = 0.9, 0.25
 """When less than this share of the rate was accepted: the rate is far too high, or it is no matter of the rate (a
 spent window of a minute), and then what was learned before stays true."""
-FIRST_STEP = 0.02
+FIRST_STEP = 0.025
 BEYOND = 1.01
 TOLERATED = 0.002
 """This share of 429s is jitter at a limit that is right, not a reason to slow down."""
@@ -66,12 +66,13 @@ class Pace:
         self._ceiling = math.inf if limit_per_s is None else OF_LIMIT * limit_per_s
         self._double_until = math.inf if limit_per_s is None else 0.0
         self.rate_per_s = FIRST_PER_S if limit_per_s is None else self._ceiling
-        self.paused_until = -math.inf
+        self.paused_until = self._resumed_at = -math.inf
         self._good_per_s = 0.0  # the last rate that was calm
         self._wall_per_s = 0.0  # what was accepted when the last 429s came
         self._step = FIRST_STEP
         self._slots: deque[_Slot] = deque()
         self._fresh_at = -math.inf  # what is sent from here on is sent at the present rate
+        self._cut_at = -math.inf  # and from here on 429s are news; those of the rates before a cut are not
         self._calm_s = 0.0  # how long the present rate must have been quiet before it is raised
         self._hold_until = -math.inf
         self._limited_after_s: float | None = None
@@ -108,6 +109,8 @@ class Pace:
 
     def pause(self, now: float, for_s: float) -> None:
         """A Retry-After: nothing is sent until then."""
+        if now >= self.paused_until:
+            self._resumed_at = self.paused_until
         if now + for_s > self.paused_until:
             self.paused_until = now + for_s
             self._hold_until = self.paused_until + min(HOLD * for_s, LONGEST_HOLD_S)
@@ -117,11 +120,11 @@ class Pace:
     def decide(self, now: float) -> float:
         """Look at what is known by now; the rate from now on, in requests a second (infinite: no limit)."""
         self._forget(now)
-        sent, limited = self._since(max(self._fresh_at, now - self._recent_s))
+        sent, limited = self._since(max(self._cut_at, now - self._recent_s))
         if limited > TOLERATED * sent:
             if sent >= LEAST_JUDGED:
                 self._slow_down(now)
-        elif self.rate_per_s < self._ceiling and self._tried(now, sent):
+        elif self.rate_per_s < self._ceiling and self._tried(now):
             self._speed_up(now)
         return self.rate_per_s
 
@@ -135,10 +138,11 @@ class Pace:
             least = OF_LIMIT * measured if far else self.rate_per_s
             rate = min(max(least, self.rate_per_s / 2), cut * self.rate_per_s)
         if math.isinf(self.rate_per_s) or measured > OUTAGE * self.rate_per_s:
-            self._wall_per_s = max(rate, measured)
+            self._wall_per_s = min(max(rate, measured), self.rate_per_s)
             self._good_per_s = min(self._good_per_s, self._wall_per_s)
         self._double_until, self._step, self._calm_s = self._good_per_s / 2, FIRST_STEP, self.delay_s + MEASURED_S
         self._change(now, rate)
+        self._cut_at = self._fresh_at
 
     def _speed_up(self, now: float) -> None:
         self._good_per_s, self._calm_s = self.rate_per_s, self.delay_s
@@ -165,12 +169,13 @@ class Pace:
         self.rate_per_s = max(rate_per_s, LEAST_PER_S)
         self._fresh_at = max(now + LEASE_S, self.paused_until)
 
-    def _tried(self, now: float, sent: int) -> bool:
+    def _tried(self, now: float) -> bool:
         """Whether the present rate was really used, and for long enough that its 429s would have come."""
         since = max(self._fresh_at, self.paused_until)
         if now < self._hold_until or now - since < self._calm_s + SLOT_S:
             return False
         used_s = min(now - since, self._recent_s)
+        sent, _ = self._since(now - used_s)
         return sent >= (LEAST_JUDGED if self._doubling else JUDGED) and sent >= USED * self.rate_per_s * used_s
 
     # ---------------------------------------------------------------- memory
@@ -198,14 +203,18 @@ class Pace:
         return sent, limited
 
     def _accepted_per_s(self, until: float) -> float:
-        """The mean accept rate over the last second before `until`; over more where requests are few."""
-        since = until - max(MEASURED_S, 10 / self.rate_per_s)
-        if self.paused_until < until:
-            since = max(since, self.paused_until)
-        slots = [s for s in self._slots if since <= s.start < until]
-        slots = slots or list(self._slots)[:1]
-        covered_s = max(until - slots[0].start, SLOT_S)
-        return sum(s.sent - s.limited for s in slots) / covered_s
+        """The accept rate before `until`: the higher one of the last second and the last two, because a second of a
+        provider that counts in whole ones may have fallen between two of them."""
+        span = max(MEASURED_S, 10 / self.rate_per_s)
+        return max(self._accepted_over(until, span), self._accepted_over(until, 2 * span))
+
+    def _accepted_over(self, until: float, span: float) -> float:
+        """The mean accept rate of whole slots in `span` seconds before `until`, and after the last pause."""
+        until = math.floor(until / SLOT_S) * SLOT_S
+        resumed_at = self.paused_until if self.paused_until < until else self._resumed_at
+        since = max(until - span - SLOT_S / 2, resumed_at)
+        slots = [s for s in self._slots if since <= s.start < until - SLOT_S / 2] or list(self._slots)[:1]
+        return sum(s.sent - s.limited for s in slots) / max(until - slots[0].start, SLOT_S)
 
     def _forget(self, now: float) -> None:
         while self._slots and self._slots[0].start < now - REMEMBERED_S:
