@@ -59,7 +59,7 @@ def _here(places: Sequence[Place], work: Work, context: Context) -> None:
 
     def make(stages: Sequence[Stage]) -> None:
         for stage in stages:
-            here.make(stage, context.store)
+            here.make(stage, context.store, context.profile, context.progress.units)
 
     while batch := work.next(places, at_most=1):
         context.progress.working(batch, "in this process")

@@ -50,6 +50,14 @@ class Asking(Section):
     in_flight: int = Field(32, ge=1)
 
 
+class Assembling(Section):
+    """Sets of examples: above `ray_above_rows` dialogues Ray shards them over `workers` processes, below one process is
+    done sooner."""
+
+    ray_above_rows: int = Field(5_000_000, ge=0)
+    workers: int = Field(2, ge=1)
+
+
 class Training(Section):
     """The group of training workers."""
 
@@ -139,6 +147,7 @@ class Profile(Section):
     s3: S3 = S3()
     ray: RayCluster = RayCluster()
     ask: Asking = Asking()
+    assemble: Assembling = Assembling()
     train: Training = Training()
     engine: Engine = Engine()
     providers: dict[str, ProviderPlace] = {}

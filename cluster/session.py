@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,14 +60,33 @@ def _warnings(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
+_changing, _inside = threading.Lock(), 0
+
+
 @contextmanager
 def ray_session(profile: Profile) -> Iterator[None]:
-    """Ray is up inside. RAY_ADDRESS (set in a submitted job) wins over the profile's address."""
+    """Ray is up inside: the first thread that comes in starts it, the last that goes out ends it. A Ray that somebody
+    else started in this process is left alone. RAY_ADDRESS (set in a submitted job) wins over the profile's address."""
     import ray
 
-    if ray.is_initialized():
+    global _inside
+    with _changing:
+        foreign = _inside == 0 and ray.is_initialized()
+        if not foreign:
+            if _inside == 0:
+                _begin(profile)
+            _inside += 1
+    try:
         yield
-        return
+    finally:
+        if not foreign:
+            with _changing:
+                _inside -= 1
+                if _inside == 0:
+                    ray.shutdown()
+
+
+def _begin(profile: Profile) -> None:
     address = os.environ.get("RAY_ADDRESS") or profile.ray.address
     settings = environment(profile)
     os.environ.update(settings)
@@ -86,7 +106,3 @@ def ray_session(profile: Profile) -> Iterator[None]:
     _start(options)
     for name in ("ray.serve", "ray.train"):  # our own progress lines say what happens
         logging.getLogger(name).addFilter(_warnings)  # Serve sets its level when it starts
-    try:
-        yield
-    finally:
-        ray.shutdown()

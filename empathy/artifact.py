@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -83,9 +83,9 @@ class Artifact:
             raise self._corrupt(file, f"{found[0]} bytes, sha256 {found[1][:12]}")
         return data
 
-    def table(self, part: int) -> pa.Table:
-        """The rows of one part. Raises CorruptError when it is not what the manifest lists."""
-        return pq.read_table(pa.BufferReader(self._bytes(self.parts[part])))
+    def table(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one part, of all columns or some. Raises CorruptError when it is not what the manifest lists."""
+        return pq.read_table(pa.BufferReader(self._bytes(self.parts[part])), columns=columns and list(columns))
 
     def read(self, cls: type[R], part: int | None = None) -> Iterator[R]:
         """Records of all parts in order, or of one part; one part in memory at a time."""

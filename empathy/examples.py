@@ -1,129 +1,188 @@
 """The examples stage: dialogues and replies, joined by id, become what a student learns from or is measured on.
 
-Part k concerns the same dialogues as part k of the inputs, so one part of each is in memory.
+A part is the unit: part k concerns the same dialogues as part k of the inputs, is made from those alone and from the
+little that must be `Known` of the whole set, and is the same whichever process makes it. Nothing is done row by row.
+Memory is bounded by a part, 16 bytes a test dialogue, and 24 bytes a reply when near-duplicates are screened.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
 
-from empathy.methods import Case, Said, method_of
-from empathy.records import HUMAN, Demonstration, Dialogue, Preference, Reply, Turn
-from empathy.screens import screen
-from empathy.specs import ExamplesSpec
+import numpy as np
+import polars as pl
+
+from empathy import cases
+from empathy.candidates import Choice
+from empathy.example_records import demonstrations, preferences
+from empathy.specs import ExamplesSpec, ImproveLlm
 from empathy.stages import Stage
-from empathy.twins import Held, leaks
+from empathy.texts import draws
+from empathy.twins import Held, Keys, repeats, reply_numbers, said_keys, talk_keys, text_keys
 
-if TYPE_CHECKING:  # pyarrow is slow to load
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from empathy.store import Store, Writer
 
-Example = Demonstration | Preference
+    Array = NDArray[np.uint64]
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Parts made at once: while one hashes its texts, which one thread of a process can, another goes through polars."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Known:
+    """What a part needs of the other parts: the test dialogues, the replies that an earlier dialogue has too, and the
+    lot of the last dialogue that a random division gives to SFT."""
+
+    held: Held = field(default_factory=Held.of)
+    repeated: Keys = field(default_factory=Keys)
+    last_lot: int = 0
+
+
+@dataclass(frozen=True)
 class Tally:
-    """Dialogues that the method selects, and why some of them give no example."""
+    """`rows` made of `candidates` (replies that the method selects), and why some of these gave none."""
 
     candidates: int = 0
+    rows: int = 0
     drops: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.candidates + other.candidates, self.rows + other.rows, self.drops + other.drops)
+
+
+Step = Literal["tests", "lots", "replies", "write"]
+Each = Callable[[Step, Known], Iterable[Any]]
+"""Takes one step of an `Assembler` for every part, in this process or in many; what they return, in any order."""
 
 
 def make(stage: Stage, store: Store, writer: Writer) -> None:
-    """Write and commit. The artifact's `meta` holds `candidates` (dialogues the method selects) and `dropped` by
+    """Write and commit. The artifact's `meta` holds `candidates` (replies that the method selects) and `dropped` by
     reason.
 
     Raises ValueError when more than `max_dropped` of the candidates are dropped, when no example is left, when a
     test dialogue is inside a training set, and when the method needs a rating that nobody gave.
     """
-    spec = stage.spec
-    assert isinstance(spec, ExamplesSpec)
-    dialogues = store.get(stage.inputs["dialogues"])
-    training = spec.purpose == "train"
-    held = Held(d for d in dialogues.read(Dialogue) if training and d.split == "test")
-    total, rows = Tally(), 0
-    for part in range(len(dialogues.parts)):
-        tally = Tally()
-        learned, initial = (_replies(stage, store, name, part) for name in ("replies", "initial"))
-        here = (d for d in dialogues.read(Dialogue, part) if d.split == spec.split)
-        made = [e for d in here for e in examples(spec, d, learned[d.id], initial[d.id], tally)]
-        _refuse(leaks(made, held))
-        writer.write_records(part, made, Demonstration if spec.objective == "sft" else Preference, tally.drops)
-        total = Tally(total.candidates + tally.candidates, total.drops + tally.drops)
-        rows += len(made)
-    _check(spec, total, rows)
-    writer.commit({"candidates": total.candidates, "dropped": dict(total.drops)})
+    here = Assembler(stage, store, writer)
+    with ThreadPoolExecutor(THREADS) as threads:
+        assemble(here, lambda step, known: threads.map(lambda part: here.take(step, part, known), range(here.parts)))
 
 
-def examples(
-    spec: ExamplesSpec, dialogue: Dialogue, learned: list[Reply], initial: list[Reply], tally: Tally
-) -> list[Example]:
-    """What one dialogue gives, each example once, however many samples of the learned reply there are."""
-    first = initial[0] if initial else None
-    cases = [Case(dialogue, reply, first) for reply in learned] or [Case(dialogue, None, first)]
-    return list({e.id: e for case in cases for e in _of_case(spec, case, tally)}.values())
+def assemble(assembler: Assembler, each: Each) -> None:
+    """Look around as far as the spec asks for it, make every part, and commit. Raises as `make` does."""
+    known = _known(assembler, each)
+    total = sum(each("write", known), Tally())
+    _check(assembler.spec, total)
+    assembler.writer.commit({"candidates": total.candidates, "dropped": dict(total.drops)})
 
 
-def _refuse(ids: list[str]) -> None:
-    if ids:
+def why_none(stage: Stage, store: Store, part: int, dialogue_id: str) -> list[str]:
+    """Why a set has no example of a dialogue of `part`: a reason a reply; none when the method does not select it."""
+    here = Assembler(stage, store, store.writer(stage))
+    known = _known(here, lambda step, known: (here.take(step, k, known) for k in range(here.parts)))
+    rows = here.candidates(part, known, here.choice.screens).filter(pl.col("id") == dialogue_id)
+    return rows["reason"].drop_nulls().to_list()
+
+
+def _known(assembler: Assembler, each: Each) -> Known:
+    spec, known = assembler.spec, Known()
+    if spec.purpose == "train":
+        talks, said = zip(*each("tests", known), strict=True)
+        known = replace(known, held=Held(Keys(np.concatenate(talks)), Keys(np.concatenate(said))))
+    if isinstance(spec.method, ImproveLlm) and spec.method.division == "random":
+        lots = np.sort(np.concatenate(list(each("lots", known))))
+        share = round(spec.method.sft_share * len(lots))
+        known = replace(known, last_lot=int(lots[share - 1]) if share else 0)
+    if assembler.choice.before_near_duplicates is not None:
+        known = replace(known, repeated=repeats(each("replies", known)))
+    return known
+
+
+class Assembler:
+    """One examples stage, part by part."""
+
+    def __init__(self, stage: Stage, store: Store, writer: Writer):
+        assert isinstance(stage.spec, ExamplesSpec)
+        self.spec, self.writer, self.choice = stage.spec, writer, Choice(stage.spec)
+        self._inputs = {name: store.get(needed) for name, needed in stage.inputs.items()}
+        self._first_numbers = list(accumulate((p.rows or 0 for p in self._inputs["dialogues"].parts), initial=0))
+
+    @property
+    def parts(self) -> int:
+        return len(self._first_numbers) - 1
+
+    @property
+    def dialogues(self) -> int:
+        """Of all sides."""
+        return self._first_numbers[-1]
+
+    def take(self, step: Step, part: int, known: Known) -> Any:
+        """The step of that name."""
+        steps: dict[Step, Callable[[int, Known], Any]] = {
+            "tests": self.tests, "lots": self.lots, "replies": self.replies, "write": self.write
+        }  # fmt: skip
+        return steps[step](part, known)
+
+    def tests(self, part: int, known: Known) -> tuple[Array, Array]:
+        """Keys of the test dialogues: of their conversations, and of what was said."""
+        rows = cases.columns(self._inputs["dialogues"], part, ("id", "split", "turns")).filter(
+            pl.col("split") == "test"
+        )
+        return talk_keys(rows["id"]), said_keys(rows["turns"])
+
+    def lots(self, part: int, known: Known) -> Array:
+        """What the dialogues of the side draw for a random division."""
+        rows = cases.columns(self._inputs["dialogues"], part, ("id", "split")).filter(
+            pl.col("split") == self.spec.split
+        )
+        return self._lots(rows["id"])
+
+    def replies(self, part: int, known: Known) -> tuple[Array, Array]:
+        """Keys of the replies that would be learned if none were said twice, and their numbers."""
+        rows = self.candidates(part, known, self.choice.before_near_duplicates or ())
+        rows = rows.filter(pl.col("reason").is_null())
+        return text_keys(rows["learned"]), reply_numbers(rows["number"], rows["sample"])
+
+    def write(self, part: int, known: Known) -> Tally:
+        """Make one part and write it."""
+        rows = self.candidates(part, known, self.choice.screens)
+        kept = rows.filter(pl.col("reason").is_null())
+        _refuse(known.held.leaks(kept.select("id", "turns").unique("id")))
+        records = demonstrations if self.spec.objective == "sft" else preferences
+        table = records(kept, self.choice.said, self.spec.system)
+        drops = Counter(dict(sorted(rows["reason"].drop_nulls().value_counts().iter_rows())))
+        self.writer.write_part(part, table, drops)
+        return Tally(len(rows), table.num_rows, drops)
+
+    def candidates(self, part: int, known: Known, screens: Sequence[str]) -> pl.DataFrame:
+        """The cases of a part that the method selects, with the `reason` why one gives no example."""
+        rows = cases.read(self.spec, self._inputs, part, self._first_numbers[part], self.choice.needs)
+        if "drawn_for_sft" in self.choice.needs:
+            rows = rows.with_columns(pl.Series("drawn_for_sft", self._lots(rows["id"]) <= np.uint64(known.last_lot)))
+        return self.choice.candidates(rows, screens, known.repeated)
+
+    def _lots(self, ids: pl.Series) -> Array:
+        assert isinstance(self.spec.method, ImproveLlm)
+        return draws(f"division\0{self.spec.method.division_seed}", ids)
+
+
+def _refuse(leaked: list[str]) -> None:
+    if leaked:
         raise ValueError(
-            f"test dialogues inside training: {len(ids)} training dialogues are also on the test side, for example "
-            f'{", ".join(ids[:5])}; split by group (data.split = "group") or remove the repetitions from the data'
+            f"test dialogues inside training: {len(leaked)} training dialogues are also on the test side, for example "
+            f'{", ".join(leaked[:5])}; split by group (data.split = "group") or remove the repetitions from the data'
         )
 
 
-def _replies(stage: Stage, store: Store, name: str, part: int) -> dict[str, list[Reply]]:
-    """Replies of one input by dialogue, in the order of samples; empty when the stage has no such input."""
-    found: dict[str, list[Reply]] = defaultdict(list)
-    if name in stage.inputs:
-        for reply in sorted(store.get(stage.inputs[name]).read(Reply, part), key=lambda r: r.sample):
-            found[reply.dialogue_id].append(reply)
-    return found
-
-
-def _of_case(spec: ExamplesSpec, case: Case, tally: Tally) -> Iterator[Example]:
-    method = method_of(spec.method)
-    sft = spec.objective == "sft"
-    said = method.teaches(spec.method, spec.purpose) if sft else method.pair(spec.method)
-    selected = method.selects(spec.method, spec.objective, spec.purpose, case)
-    if selected is False:
-        return
-    tally.candidates += 1
-    reason = selected if isinstance(selected, str) else _unusable(spec, case, said)
-    if reason:
-        tally.drops[reason] += 1
-        return
-    messages = _messages(spec, case.dialogue)
-    texts = [(text, source) for who, source in said if (text := case.text(who)) is not None]
-    if sft:
-        yield from (Demonstration.of(case.dialogue, messages, text, source) for text, source in texts)
-    else:
-        yield Preference.of(case.dialogue, messages, *texts)
-
-
-def _unusable(spec: ExamplesSpec, case: Case, said: Iterable[Said]) -> str | None:
-    """Why a selected dialogue gives no example: a reply is missing, was dropped, or is caught by a screen."""
-    texts = []
-    for who, _ in said:
-        text = case.text(who)
-        if text is None:
-            reply = None if who == HUMAN else case.reply(who)
-            return reply.dropped.partition(":")[0] if reply and reply.dropped else f"no_{who}_reply"
-        caught = None if who == HUMAN else screen(text, case.dialogue, spec.screens)
-        if caught:
-            return caught
-        texts.append(text)
-    return "chosen_is_rejected" if spec.objective == "dpo" and texts[0] == texts[1] else None
-
-
-def _messages(spec: ExamplesSpec, dialogue: Dialogue) -> tuple[Turn, ...]:
-    """What the student is shown: the dialogue alone, after a system message where the experiment gives one."""
-    return ((Turn("system", spec.system),) if spec.system else ()) + dialogue.turns
-
-
-def _check(spec: ExamplesSpec, total: Tally, rows: int) -> None:
+def _check(spec: ExamplesSpec, total: Tally) -> None:
     dropped = total.drops.total()
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(total.drops.items())) or "none dropped"
     what = f"{spec.objective} examples of method {spec.method.type!r} ({spec.split}, {spec.purpose})"
@@ -132,7 +191,7 @@ def _check(spec: ExamplesSpec, total: Tally, rows: int) -> None:
             f"max_dropped = {spec.max_dropped}: {dropped} of {total.candidates} {what} were dropped ({reasons}); "
             "look at the replies, choose other screens, or raise data.max_dropped"
         )
-    if not rows:
+    if not total.rows:
         raise ValueError(
             f"no {what}: the method selects {total.candidates} dialogues ({reasons}); "
             "check the split, the ratings, and that the replies are of the same dialogues"

@@ -1,79 +1,108 @@
-"""Why a reply is not learned from: named tests of a reply's text. Each is a function of the reply and its dialogue.
+"""Why a reply is not learned from: named tests of many replies at once.
 
-`NAMES` is the registry. Screens are for what a model wrote; a person's reply is never screened.
+A screen is a function of a table with one row a reply, and one line in `_SCREENS`. The columns: `text`, the reply
+without outer blanks and with straight apostrophes; `turns` and `situation` of its dialogue; `repeats`, whether an
+earlier dialogue has this reply too (`empathy.twins.repeats`). It returns true where the reply is caught. Screens are
+for what a model wrote; a person's reply is never screened. Patterns are in the syntax of Rust's regex: no lookaround.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from empathy.records import Dialogue
-from empathy.sources.clean import normalised
+if TYPE_CHECKING:  # slow to load, and planning needs the names alone
+    import polars as pl
 
+NEAR_DUPLICATE = "near_duplicate"
 MAX_WORDS = 97
 """The paper's word budget: the longest human reply that was rated."""
 _COPIED_WORDS = 6
 """A shorter turn ("I am so sad") may well come back in a good reply."""
-_DASHES = str.maketrans("’‘", "''")
-_ENDS_INSIDE = re.compile(r"[\w,;:(/&-]$|(?<!\.)\.\.$")
-_REFUSAL = re.compile(
-    r"^((i'm|i am|i) )?((very|so|really) )?(sorry|apologi[sz]e)?[,. ]*(but )?"
+_TOO_LONG = rf"^\s*(\S+\s+){{{MAX_WORDS}}}\S"
+"""One word more. Ten times as quick as to count them: a short text cannot match and is not read."""
+_LETTER, _NO_LETTER = r"[\pL\pN_]", r"[^\pL\pN_]"
+"""A word's characters. Rust's \\w also takes the second half of many an emoji for one."""
+_ENDS_INSIDE = rf"({_LETTER}|[,;:(/&-])$|(^|[^.])\.\.$"
+_REFUSAL = (
+    r"(?i)^((i'm|i am|i) )?((very|so|really) )?(sorry|apologi[sz]e)?[,. ]*(but )?"
     r"(i|we)( can't| cannot| can not| won't| will not|( am|'m)( unable| not able) to) "
-    r"(help|assist|provide|comply|fulfil|fulfill|answer|respond|continue|engage|rewrite|write|do that|create)\b",
-    re.IGNORECASE,
+    r"(help|assist|provide|comply|fulfil|fulfill|answer|respond|continue|engage|rewrite|write|do that|create)\b"
 )
-_LABEL = re.compile(
-    r"^\W*(here('s| is| are)\b[^.!?\n]{0,60}:"
+_LABEL = (
+    rf"(?i)^{_NO_LETTER}*(here('s| is| are)\b[^.!?\n]{{0,60}}:"
     r"|((the|an?|my|more|improved|rewritten|revised|new|empathetic|empathic|better|final) )*"
-    r"(reply|response|answer|rewrite|version)\W*:"
-    r"|(listener|speaker|assistant|user)\W*:)",
-    re.IGNORECASE,
+    rf"(reply|response|answer|rewrite|version){_NO_LETTER}*:"
+    rf"|(listener|speaker|assistant|user){_NO_LETTER}*:)"
 )
-_AI = re.compile(
-    r"\b(as|i'm|i am|being|just)( only| just)? an? (\w+ ){0,2}?"
+_AI = (
+    r"(?i)\b(as|i'm|i am|being|just)( only| just)? an? (\w+ ){0,2}?"
     r"(ai|a\.i\.|artificial intelligence|language model|chat ?bot|virtual assistant|bot)\b"
-    r"|\b(ai|large) language model\b",
-    re.IGNORECASE,
+    r"|\b(ai|large) language model\b"
 )
 
 
-def _empty(text: str, dialogue: Dialogue) -> bool:
-    return not normalised(text)
+def _empty(replies: pl.DataFrame) -> pl.Series:
+    return ~replies["text"].str.contains(_LETTER)
 
 
-def _cut_off(text: str, dialogue: Dialogue) -> bool:
-    return bool(_ENDS_INSIDE.search(text))
+def _cut_off(replies: pl.DataFrame) -> pl.Series:
+    return replies["text"].str.contains(_ENDS_INSIDE)
 
 
-def _refusal(text: str, dialogue: Dialogue) -> bool:
-    return bool(_REFUSAL.search(text))
+def _refusal(replies: pl.DataFrame) -> pl.Series:
+    return replies["text"].str.contains(_REFUSAL)
 
 
-def _too_long(text: str, dialogue: Dialogue) -> bool:
-    return len(text.split()) > MAX_WORDS
+def _too_long(replies: pl.DataFrame) -> pl.Series:
+    return replies["text"].str.contains(_TOO_LONG)
 
 
-def _copies_input(text: str, dialogue: Dialogue) -> bool:
+def _copies_input(replies: pl.DataFrame) -> pl.Series:
     """The reply is a turn or the situation, or contains a turn whole."""
-    reply = f" {normalised(text)} "
-    said = [normalised(t) for t in (*(turn.content for turn in dialogue.turns), dialogue.situation or "")]
-    return any(
-        reply == f" {words} " or (words.count(" ") >= _COPIED_WORDS - 1 and f" {words} " in reply)
-        for words in said
-        if words
-    )
+    import polars as pl
+
+    from empathy.texts import words
+
+    contents = pl.col("turns").list.eval(pl.element().struct.field("content"))
+    said = replies.select("text", said=pl.concat_list(contents, "situation")).with_row_index("row")
+    pairs = said.explode("said").drop_nulls().filter(_may_hold("text", "said"))
+    pairs = pairs.with_columns(text=" " + words(pairs["text"]) + " ", said=words(pairs["said"]))
+    whole, spaces = " " + pl.col("said") + " ", pl.col("said").str.count_matches(" ", literal=True)
+    held = (spaces >= _COPIED_WORDS - 1) & pl.col("text").str.contains(whole, literal=True)
+    copied = pairs.filter((pl.col("said") != "") & ((pl.col("text") == whole) | held))
+    return pl.int_range(len(replies), eager=True).is_in(copied["row"].unique().implode())
 
 
-def _echoes_label(text: str, dialogue: Dialogue) -> bool:
-    return bool(_LABEL.search(text))
+def _may_hold(text: str, part: str) -> pl.Expr:
+    """False where the first long word of `part` is nowhere in `text`, both in ASCII: true of few rows, and a fraction
+    of the cost of comparing word by word."""
+    import polars as pl
+
+    odd = pl.any_horizontal(pl.col(c).str.len_bytes() != pl.col(c).str.len_chars() for c in (text, part))
+    first = pl.col(part).str.to_lowercase().str.extract("([0-9a-z_]{5,})")
+    return odd | first.is_null() | pl.col(text).str.to_lowercase().str.contains(first, literal=True)
 
 
-def _names_itself_ai(text: str, dialogue: Dialogue) -> bool:
-    return bool(_AI.search(text))
+def _echoes_label(replies: pl.DataFrame) -> pl.Series:
+    return replies["text"].str.contains(_LABEL)
 
 
-_SCREENS: dict[str, Callable[[str, Dialogue], bool]] = {
+def _names_itself_ai(replies: pl.DataFrame) -> pl.Series:
+    return replies["text"].str.contains(_AI)
+
+
+def _near_duplicate(replies: pl.DataFrame) -> pl.Series:
+    """The reply of an earlier dialogue in the same words: the two differ in typing only (case, punctuation, blanks).
+
+    Earlier is: before it in the order of the dialogues, selected by the method, and passed by the screens named before
+    this one. Of less than `empathy.twins.MIN_WORDS` words are no duplicates ("Oh no!"). The initial replies of method
+    3 are not looked at: they are no examples to become like.
+    """
+    return replies["repeats"]
+
+
+_SCREENS: dict[str, Callable[[pl.DataFrame], pl.Series]] = {
     "empty": _empty,
     "cut_off": _cut_off,
     "refusal": _refusal,
@@ -81,17 +110,22 @@ _SCREENS: dict[str, Callable[[str, Dialogue], bool]] = {
     "copies_input": _copies_input,
     "echoes_label": _echoes_label,
     "names_itself_ai": _names_itself_ai,
+    NEAR_DUPLICATE: _near_duplicate,
 }
 NAMES: tuple[str, ...] = tuple(_SCREENS)
 
 
-def screen(text: str, dialogue: Dialogue, names: Iterable[str]) -> str | None:
-    """The first of the named screens that catches the reply, or None. Raises ValueError for a name that does not
-    exist."""
-    plain = text.strip().translate(_DASHES)
-    for name in names:
-        if name not in _SCREENS:
-            raise ValueError(f"screens: {name!r} is unknown; there are {', '.join(NAMES)}")
-        if _SCREENS[name](plain, dialogue):
-            return name
-    return None
+def screened(replies: pl.DataFrame, names: Sequence[str]) -> pl.Series:
+    """For each reply the first of the named screens that catches it, or null; null texts are not caught.
+
+    `replies` has the columns text, turns, situation, repeats. Raises ValueError for a name that does not exist.
+    """
+    import polars as pl
+
+    unknown = [name for name in names if name not in _SCREENS]
+    if unknown:
+        raise ValueError(f"screens: {unknown[0]!r} is unknown; there are {', '.join(NAMES)}")
+    tidy = pl.col("text").str.strip_chars().str.replace_all("[’‘]", "'")
+    rows = replies.with_columns(tidy)
+    caught = [pl.when(_SCREENS[name](rows).fill_null(False)).then(pl.lit(name)) for name in names]
+    return pl.select(pl.coalesce(pl.lit(pl.Series([None] * len(rows), dtype=pl.String)), *caught)).to_series()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from cluster import profile as profiles
-from empathy import examples, experiment
+from empathy import experiment
 from empathy.lower import Cell, Lesson, Lowered
 from empathy.prompts import SPEAKERS
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Score, Verdict
@@ -165,17 +165,15 @@ def _set(life: Life, stage: Stage, spec: ExamplesSpec) -> Iterator[str]:
     if shown is None:
         yield f"  {stage.label}: not made yet"
     else:
-        yield f"  {stage.label}: {', '.join(said) or _why_not(life, stage, spec)}"
+        yield f"  {stage.label}: {', '.join(said) or _why_not(life, stage)}"
 
 
-def _why_not(life: Life, stage: Stage, spec: ExamplesSpec) -> str:
+def _why_not(life: Life, stage: Stage) -> str:
     """Why a finished set has no example of this dialogue: asked of the method and the screens again."""
-    tally = examples.Tally()
-    learned, initial = (
-        life.of(stage.inputs[name], Reply) or [] if name in stage.inputs else [] for name in ("replies", "initial")
-    )
-    examples.examples(spec, life.dialogue, learned, initial, tally)
-    return f"dropped: {', '.join(tally.drops)}" if tally.drops else "not selected by its method"
+    from empathy import examples  # polars is slow to load
+
+    reasons = dict.fromkeys(examples.why_none(stage, life.store, life.part, life.ident))
+    return f"dropped: {', '.join(reasons)}" if reasons else "not selected by its method"
 
 
 # ---------------------------------------------------------------- students and judges

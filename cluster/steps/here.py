@@ -1,34 +1,43 @@
-"""Stages that are small enough for one process: dialogues, recorded and pooled replies, examples, the report."""
+"""Stages that this process makes: dialogues, recorded and pooled replies, the report, and examples unless they are so
+many that Ray pays (`cluster.steps.assembling`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from empathy import dialogues, examples, replies, report
+from cluster.profile import Profile
 from empathy.specs import Pooled, Recorded, RepliesSpec
 from empathy.stages import Stage
 from empathy.store import Store, Writer
 
 Make = Callable[[Stage, Store, Writer], None]
-
-
-_REPLIES: dict[type, Make] = {Recorded: replies.recorded, Pooled: replies.pooled}
-
-
-def _maker(stage: Stage) -> Make | None:
-    if isinstance(stage.spec, RepliesSpec):
-        return _REPLIES.get(type(stage.spec.responder))
-    makers: dict[str, Make] = {"dialogues": dialogues.make, "examples": examples.make, "report": report.make}
-    return makers.get(stage.kind)
+Tell = Callable[[Stage, int, int], None]
+DEFAULT = Profile()
 
 
 def takes(stage: Stage) -> bool:
     """Whether this is a stage for one process."""
-    return _maker(stage) is not None
+    if isinstance(stage.spec, RepliesSpec):
+        return isinstance(stage.spec.responder, Recorded | Pooled)
+    return stage.kind in ("dialogues", "examples", "report")
 
 
-def make(stage: Stage, store: Store) -> None:
+def make(stage: Stage, store: Store, profile: Profile = DEFAULT, tell: Tell = lambda stage, done, of: None) -> None:
     """Make and commit one stage."""
-    maker = _maker(stage)
-    assert maker is not None, f"{stage!r} is not made here"
-    maker(stage, store, store.writer(stage))
+    assert takes(stage), f"{stage!r} is not made here"
+    if stage.kind == "examples" and store.get(stage.inputs["dialogues"]).rows > profile.assemble.ray_above_rows:
+        from cluster.steps import assembling
+
+        assembling.make(stage, store, profile, tell)
+    else:
+        _maker(stage)(stage, store, store.writer(stage))
+
+
+def _maker(stage: Stage) -> Make:
+    """Loaded when it is needed: a run that is done already needs none."""
+    from empathy import dialogues, examples, replies, report
+
+    if isinstance(stage.spec, RepliesSpec):
+        return replies.recorded if isinstance(stage.spec.responder, Recorded) else replies.pooled
+    makers: dict[str, Make] = {"dialogues": dialogues.make, "examples": examples.make, "report": report.make}
+    return makers[stage.kind]

@@ -1,15 +1,21 @@
-"""One dialogue with the replies that a method speaks of."""
+"""The words that methods are written in: columns of a table with one row a dialogue and reply to learn.
+
+An expression is null where it cannot be told: there is no such reply, or nobody rated it. What then becomes of the
+dialogue is no method's concern (`empathy.examples`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from empathy.records import GOOD, HUMAN, Dialogue, Reply
+import polars as pl
+
+from empathy.records import GOOD
 
 Objective = Literal["sft", "dpo"]
 Purpose = Literal["train", "heldout"]
 Who = Literal["human", "learned", "initial"]
+"""The person in the data; the reply to become like; the one that it improves on."""
 Said = tuple[Who, str]
 """Whose reply, and what an example calls its source: human, teacher, improved."""
 
@@ -17,50 +23,39 @@ BY_HUMAN: Said = ("human", "human")
 ANSWERED: Said = ("learned", "teacher")
 IMPROVED: Said = ("learned", "improved")
 INITIAL: Said = ("initial", "teacher")
-NO_HUMAN = "no_human_reply"
+EVERY = pl.lit(True)
 
 
-@dataclass(frozen=True)
-class Case:
-    """`learned` is the reply to become like, `initial` the one that it improves on."""
+def text(who: Who) -> pl.Expr:
+    """The words of a reply, null where there are none to be used."""
+    return pl.col(who)
 
-    dialogue: Dialogue
-    learned: Reply | None = None
-    initial: Reply | None = None
 
-    def reply(self, who: Who) -> Reply | None:
-        """A model's reply, dropped or not."""
-        return self.learned if who == "learned" else self.initial
+def rating(who: Literal["human", "learned"], unrated_is_good: bool = False) -> pl.Expr:
+    """1 Bad, 2 Okay, 3 Good; an unrated reply is Good if that is the user's wish."""
+    return pl.col(f"{who}_rating").fill_null(GOOD) if unrated_is_good else pl.col(f"{who}_rating")
 
-    def text(self, who: Who) -> str | None:
-        """The words, or None where there are none to be used."""
-        if who == HUMAN:
-            return self.dialogue.human_reply
-        reply = self.reply(who)
-        return None if reply is None or reply.dropped else reply.text
 
-    def rating(self, who: Who, unrated_is_good: bool = False) -> int:
-        """1 Bad, 2 Okay, 3 Good; an unrated reply is Good if that is the user's wish. Raises ValueError naming the
-        remedy otherwise."""
-        found = self._rating(who)
-        if found is None and not unrated_is_good:
-            raise ValueError(
-                f"dialogue {self.dialogue.id!r}: its {who} reply has no rating to select by; use a source with ratings "
-                '(welivita_pu, or "ratings" in a jsonl); method direct can do without: unrated_is_good = true'
-            )
-        return GOOD if found is None else found
+def mark(who: Literal["human", "learned"], unrated_is_good: bool = False) -> pl.Expr:
+    """What the rating rests on: itself where people rated, a judge's score where that decides."""
+    return pl.col(f"{who}_mark").fill_null(float(GOOD)) if unrated_is_good else pl.col(f"{who}_mark")
 
-    def on_human_side(self, objective: Objective) -> bool | str:
-        """Methods 2 and 3: SFT where the human reply is Good, DPO where it is Bad or Okay."""
-        if self.dialogue.human_reply is None:
-            return NO_HUMAN
-        return (self.rating("human") == GOOD) == (objective == "sft")
 
-    def _rating(self, who: Who) -> int | None:
-        if who == HUMAN:
-            return self.dialogue.ratings.get(HUMAN)
-        reply = self.reply(who)
-        # A model asked anew may carry the name of a recorded one: a rating belongs to the text that was rated.
-        if reply is None or reply.text != self.dialogue.reply_of(reply.model):
-            return None
-        return self.dialogue.ratings.get(reply.model)
+def where_there(who: Who, told: pl.Expr) -> pl.Expr:
+    """`told`, where there is such a reply."""
+    return pl.when(text(who).is_not_null()).then(told)
+
+
+def both(a: pl.Expr, b: pl.Expr) -> pl.Expr:
+    """Whether both hold; null where either cannot be told, though the other is false."""
+    return pl.when(a.is_not_null() & b.is_not_null()).then(a & b)
+
+
+def on_human_side(objective: Objective) -> pl.Expr:
+    """Methods 2 and 3: SFT where the human reply is Good, DPO where it is Bad or Okay."""
+    return rating("human") == GOOD if objective == "sft" else rating("human") < GOOD
+
+
+def drawn_for(objective: Objective) -> pl.Expr:
+    """Whether the lot puts the dialogue into this set (method 3's `division = "random"`)."""
+    return pl.col("drawn_for_sft") == (objective == "sft")

@@ -5,22 +5,36 @@ SFT where the human and the teacher are both Good; DPO where the human is Bad or
 
 from __future__ import annotations
 
-from empathy.methods.case import ANSWERED, BY_HUMAN, NO_HUMAN, Case, Objective, Purpose, Said
+import polars as pl
+
+from empathy.methods.case import (
+    ANSWERED,
+    BY_HUMAN,
+    EVERY,
+    Objective,
+    Purpose,
+    Said,
+    both,
+    mark,
+    rating,
+    text,
+    where_there,
+)
 from empathy.records import GOOD
 from empathy.specs import Direct
 
 
-def selects(spec: Direct, objective: Objective, purpose: Purpose, case: Case) -> bool | str:
+def selects(spec: Direct, objective: Objective, purpose: Purpose) -> pl.Expr:
     if purpose == "heldout" and objective == "sft":
-        return True
-    if case.dialogue.human_reply is None and (objective == "dpo" or not spec.unrated_is_good):
-        return NO_HUMAN
-    human = case.rating("human", spec.unrated_is_good)
-    on_this_side = (human == GOOD) == (objective == "sft")
-    if case.text("learned") is None:  # nothing to rate: a candidate, to be dropped with its reason
-        return on_this_side
-    teacher = case.rating("learned", spec.unrated_is_good)
-    return teacher > human if purpose == "heldout" else on_this_side and teacher == GOOD
+        return EVERY
+    human, teacher = (rating(who, spec.unrated_is_good) for who in ("human", "learned"))
+    here = human == GOOD if objective == "sft" else where_there("human", human < GOOD)
+    wanted = both(here, teacher == GOOD)
+    if purpose == "heldout":
+        better = mark("learned", spec.unrated_is_good) > mark("human", spec.unrated_is_good)
+        wanted = where_there("human", better)
+    # Where the teacher said nothing there is nothing to rate: a candidate, to be dropped with its reason.
+    return pl.when(text("learned").is_null()).then(here).otherwise(wanted)
 
 
 def teaches(spec: Direct, purpose: Purpose) -> tuple[Said, ...]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from empathy.methods.case import BY_HUMAN, NO_HUMAN, Case, Objective, Purpose, Said
+import polars as pl
+
+from empathy.methods.case import BY_HUMAN, EVERY, Objective, Purpose, Said, rating, where_there
 from empathy.specs import Human
 
 
-def selects(spec: Human, objective: Objective, purpose: Purpose, case: Case) -> bool | str:
-    if case.dialogue.human_reply is None:
-        return NO_HUMAN
+def selects(spec: Human, objective: Objective, purpose: Purpose) -> pl.Expr:
     if purpose == "heldout" or spec.least_rating is None:
-        return True
-    return case.rating("human") >= spec.least_rating
+        return where_there("human", EVERY)
+    return rating("human") >= spec.least_rating
 
 
 def teaches(spec: Human, purpose: Purpose) -> tuple[Said, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from empathy.methods.case import BY_HUMAN, IMPROVED, Case, Objective, Purpose, Said
+import polars as pl
+
+from empathy.methods.case import BY_HUMAN, EVERY, IMPROVED, Objective, Purpose, Said, on_human_side
 from empathy.specs import ImproveHuman
 
 
-def selects(spec: ImproveHuman, objective: Objective, purpose: Purpose, case: Case) -> bool | str:
-    return (purpose == "heldout" and objective == "sft") or case.on_human_side(objective)
+def selects(spec: ImproveHuman, objective: Objective, purpose: Purpose) -> pl.Expr:
+    return EVERY if purpose == "heldout" and objective == "sft" else on_human_side(objective)
 
 
 def teaches(spec: ImproveHuman, purpose: Purpose) -> tuple[Said, ...]:

@@ -27,9 +27,9 @@ class Reader:
 
     def __init__(self, spec: DialoguesSpec, source: AnySource, excluded: Excluded | None):
         self.spec, self.source = spec, source
-        self._excluded, self._held = excluded, Held([])
+        self._excluded, self._held = excluded, Held.of()
         if spec.only is None:  # both sides are here: what is tested must not be learned from
-            self._held = Held(d for d in self.selected() if d.split == "test")
+            self._held = Held.of(d for d in self.selected() if d.split == "test")
 
     def _reset(self) -> None:
         self.seen = self._bad_rows = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from empathy.methods import Case, method_of
 from empathy.records import HUMAN, Dialogue, Reply
 from empathy.specs import ExamplesSpec, ImproveLlm, Pooled, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
@@ -93,6 +92,8 @@ class View:
     def _selected(self, stage: Stage) -> int | None:
         spec, corpus = stage.spec, self.corpus(stage)
         assert isinstance(spec, ExamplesSpec)
+        from empathy.methods import method_of  # polars is slow to load
+
         method = method_of(spec.method)
         learned, initial = (stage.inputs.get(name) for name in ("replies", "initial"))
         many = samples(learned) if learned else 1
@@ -114,9 +115,11 @@ class View:
         assert isinstance(spec, ExamplesSpec)
         alike = (stage.inputs["dialogues"].key, spec.method, spec.objective, spec.purpose, spec.split, learned, initial)
         if alike not in self._chose:
-            cases = (Case(d, _said(learned, d), _said(initial, d)) for d in self.corpus(stage).on(spec.split))
-            selects = method_of(spec.method).selects
-            self._chose[alike] = sum(selects(spec.method, spec.objective, spec.purpose, c) is True for c in cases)
+            from empathy.candidates import Choice
+
+            dialogues = list(self.corpus(stage).on(spec.split))
+            said = ([r for d in dialogues if (r := _said(who, d)) is not None] for who in (learned, initial))
+            self._chose[alike] = Choice(spec).count(dialogues, *said)
         return self._chose[alike]
 
 

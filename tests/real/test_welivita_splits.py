@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from empathy import dialogues, examples, replies, screens
@@ -157,11 +158,17 @@ def test_the_path_needs_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_screens_would_catch_among_the_recorded_replies(store: Store, paper: Stage) -> None:
     """One refusal and two that name themselves an AI were read and are right; many of two models' replies break off."""
     caught: Counter[tuple[str, str]] = Counter()
-    for d in store.get(paper).read(Dialogue):
-        for responder, text in d.recorded.items():
-            caught.update((responder, name) for name in screens.NAMES if screens.screen(text, d, [name]))
+    artifact = store.get(paper)
+    for part in range(len(artifact.parts)):
+        dialogues = pl.DataFrame(pl.from_arrow(artifact.table(part)))
+        for responder in GOOD_SFT_DPO:
+            entry = pl.element().struct
+            of = pl.col("recorded").list.eval(entry.field("value").filter(entry.field("key") == responder)).list.first()
+            replies = dialogues.select("turns", "situation", text=of, repeats=pl.lit(False))
+            for name in screens.NAMES:
+                caught[responder, name] += screens.screened(replies, [name]).count()
     cut = {responder: caught.pop((responder, "cut_off"), 0) for responder in GOOD_SFT_DPO}
-    assert caught == {
+    assert +caught == {
         ("gpt-4", "refusal"): 1,
         ("gemini-1.0-pro", "names_itself_ai"): 1,
         ("mixtral-8x7b", "names_itself_ai"): 1,

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from empathy import dialogues, examples, replies
-from empathy.records import Demonstration, Dialogue, Preference, Reply, Turn
+from empathy.columns import to_table
+from empathy.records import Demonstration, Dialogue, Preference, Reply, Score, Turn
 from empathy.requests import Answer, Request
 from empathy.sources import parse
 from empathy.specs import (
@@ -20,14 +22,17 @@ from empathy.specs import (
     Human,
     ImproveHuman,
     ImproveLlm,
+    Judge,
     OfficialSplit,
     Recorded,
     RepliesSpec,
     Teacher,
+    VerdictsSpec,
 )
+from empathy.splits import draw
 from empathy.stages import Stage
 from empathy.store import Artifact, Store
-from empathy.twins import Held, leaks
+from empathy.twins import Held
 
 # id: (side, human rating, m's rating); None is unrated
 RATED: dict[str, tuple[str, int | None, int | None]] = {
@@ -201,6 +206,21 @@ def test_improve_llm_both_readings(chain: Chain) -> None:
     assert pairs(code) == [(d, f"improved: better m to {d}", f"human: human to {d}") for d in ("d23", "d13", "d12")]
 
 
+def test_improve_llm_as_the_papers_code_has_it(chain: Chain) -> None:
+    """A lot instead of ratings, and the human reply beside the improved one."""
+    initial = chain.recorded("m")
+    better = chain.rewritten(initial)
+    method = ImproveLlm(division="random", sft_share=0.4, division_seed=7, original="human")
+    by_lot = sorted((d for d in RATED if d[0] == "d"), key=lambda d: draw("division", 7, d))
+    first = shown(chain.examples(method, "sft", better, initial))
+    assert {d for d, *_ in first} == set(by_lot[:2])  # 0.4 of 5
+    assert {source for *_, source in first} == {"human", "improved"}
+    assert {d for d, *_ in pairs(chain.examples(method, "dpo", better, initial))} == set(by_lot[2:])
+    for objective, of in (("sft", shown), ("dpo", pairs)):
+        found = of(chain.examples(method, objective, better, initial, **HELDOUT))  # type: ignore[operator]
+        assert [d for d, *_ in found] == ["t12", "t21", "t22"]
+
+
 def test_human_method(chain: Chain) -> None:
     assert [d for d, *_ in shown(chain.examples(Human(), "sft", None))] == ["d33", "d32", "d23", "d13", "d12"]
     assert [d for d, *_ in shown(chain.examples(Human(least_rating=2), "sft", None))] == ["d33", "d32", "d23"]
@@ -214,6 +234,49 @@ def test_the_student_sees_the_dialogue_alone_and_a_system_message_if_there_is_on
     led = next(chain.examples(Human(), "sft", None, system="Be kind.").read(Demonstration))
     assert led.messages == (Turn("system", "Be kind."), Turn("user", "this is the worry of d33"))
     assert led.id != plain.id
+
+
+# ---------------------------------------------------------------- a judge's scores
+
+
+def scored(chain: Chain, judged: Stage, scores: dict[tuple[str, int], float | None]) -> Stage:
+    """What a rubric judge gave to replies, by dialogue and sample."""
+    judge = Judge(provider="p", model="j", template="...")
+    stage = Stage(VerdictsSpec(judge=judge), {"dialogues": chain.dialogues, "a": judged})
+    writer = chain.store.writer(stage)
+    for part in range(3):
+        here = [d.id for d in chain.store.get(chain.dialogues).read(Dialogue, part)]
+        rows = [Score(f"{d}/{k}", d, "g", "j", k, "ok", overall=x) for (d, k), x in scores.items() if d in here]
+        writer.write_records(part, rows, Score)
+    writer.commit()
+    return stage
+
+
+def test_a_judges_score_takes_the_place_of_ratings(chain: Chain) -> None:
+    """Good from 3.5 on. d12 has no score and d32 an unreadable one: unrated, whatever people said."""
+    learned = chain.recorded("m")
+    human = {("d33", 0): 3.5, ("d32", 0): None, ("d23", 0): 3.4, ("d13", 0): 5.0, ("t12", 0): 2.0, ("t21", 0): 4.0}
+    model = {("d33", 0): 4.0, ("d32", 0): 4.0, ("d23", 0): 4.0, ("d13", 0): 3.0, ("d12", 0): 5.0, ("t12", 0): 2.1}
+    inputs = {
+        "scores:human": scored(chain, chain.recorded("human"), human),
+        "scores:learned": scored(chain, learned, model),
+    }
+
+    def made(method: Any, objective: str, **more: Any) -> Artifact:
+        spec = ExamplesSpec(method=method, objective=objective, good=3.5, max_dropped=1.0, **more)  # type: ignore[arg-type]
+        stage = Stage(spec, {"dialogues": chain.dialogues, "replies": learned, **inputs})
+        examples.make(stage, chain.store, chain.store.writer(stage))
+        return chain.store.get(stage)
+
+    good = Direct(unrated_is_good=True)  # which is not looked at
+    sft, dpo = made(good, "sft"), made(good, "dpo")
+    assert [d for d, *_ in shown(sft)] == ["d33", "d33"]
+    assert sft.meta == {"candidates": 3, "dropped": {"unrated": 2}}
+    assert [d for d, *_ in pairs(dpo)] == ["d23"]
+    assert dpo.meta == {"candidates": 3, "dropped": {"unrated": 2}}
+    assert [d for d, *_ in pairs(made(Direct(), "dpo", **HELDOUT))] == ["t12"]  # t21's reply has none, t22 neither
+    assert [d for d, *_ in shown(made(ImproveHuman(both_replies=False), "sft"))] == ["d33", "d13"]
+    assert made(ImproveHuman(), "dpo").meta == {"candidates": 3, "dropped": {"unrated": 2}}
 
 
 # ---------------------------------------------------------------- drops
@@ -260,6 +323,41 @@ def test_a_dialogue_without_a_human_reply(tmp_path: Path) -> None:
         assert artifact.meta["candidates"] == 9
 
 
+def test_a_reply_that_an_earlier_dialogue_has_is_dropped_and_counted(tmp_path: Path) -> None:
+    """The first that would be learned stays: d0's is a test dialogue's, d1's is not selected, d2's is cut off."""
+    content = rows({"d0": ("test", 3, 3), **{f"d{k}": ("train", 3, 3) for k in range(1, 9)}})
+    content[1]["ratings"]["m"] = 2
+    for k in (0, 1, 3, 5, 7):
+        content[k]["recorded"]["m"] = ("I am so sorry for you.", "i am so sorry, for you!")[k % 2]
+    content[2]["recorded"]["m"] = "I am so sorry for you,"
+    for k in (6, 8):
+        content[k]["recorded"]["m"] = "Oh no!"  # too short to be more than chance
+    chain = Chain(tmp_path, content)
+    screens = {"screens": ("cut_off", "near_duplicate"), "max_dropped": 1.0}
+    artifact = chain.examples(Direct(both_replies=False), "sft", chain.recorded("m"), **screens)
+    assert artifact.meta == {"candidates": 7, "dropped": {"cut_off": 2, "near_duplicate": 2}}  # d4's "m to d4" is cut
+    assert [d for d, *_ in shown(artifact)] == ["d3", "d6", "d8"]
+
+
+def test_several_samples_of_one_dialogue_are_no_near_duplicates_of_each_other(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, rows({"d1": ("train", 3, 3), "d2": ("train", 3, 3)}))
+    spec = RepliesSpec(responder=Teacher(provider="p", model="t", turns=("{dialogue}",), samples=3))
+    stage = Stage(spec, {"dialogues": chain.dialogues})
+    texts = {"d1": ("we hear you well", "We hear you well!", "yes"), "d2": ("WE HEAR YOU WELL", "no", "no")}
+    writer = chain.store.writer(stage)
+    found = [Reply(d, "t", texts[d][k], sample=k) for k in (2, 0, 1) for d in ("d2", "d1")]
+    writer.write_records(0, found, Reply)
+    writer.commit()
+    artifact = chain.examples(ImproveHuman(both_replies=False), "sft", stage, screens=("near_duplicate",))
+    assert artifact.meta == {"candidates": 6, "dropped": {"near_duplicate": 1}}
+    assert [(d, text) for d, text, _ in shown(artifact)] == [  # in the order of samples, equal ones once
+        ("d1", "we hear you well"),
+        ("d1", "We hear you well!"),
+        ("d1", "yes"),
+        ("d2", "no"),
+    ]
+
+
 def test_nothing_left_says_what_was_selected(tmp_path: Path) -> None:
     chain = Chain(tmp_path, rows({"d33": ("train", 3, 3)}))
     with pytest.raises(
@@ -272,13 +370,15 @@ def test_nothing_left_says_what_was_selected(tmp_path: Path) -> None:
 
 
 def test_test_dialogues_inside_training_are_named() -> None:
-    def of(ident: str, text: str) -> tuple[Dialogue, Demonstration]:
-        dialogue = Dialogue(ident, "g", (Turn("user", text),))
-        return dialogue, Demonstration.of(dialogue, (Turn("system", "be kind"), *dialogue.turns), "oh", "human")
+    def of(ident: str, text: str) -> Dialogue:
+        return Dialogue(ident, "g", (Turn("system", "be kind"), Turn("user", text)))
 
-    held = Held([of("c1", "I lost my old dog")[0], of("c2", "hi")[0]])
+    def table(*dialogues: Dialogue) -> pl.DataFrame:
+        return pl.DataFrame(pl.from_arrow(to_table(dialogues, Dialogue)))
+
+    held = Held.of([of("c1", "I lost my old dog"), of("c2", "hi")])
     clean, same_talk, same_words, short = (
-        of(*what)[1]
+        of(*what)
         for what in (
             ("x1", "I lost my cat today"),
             ("c1#turn2", "and then"),
@@ -286,8 +386,8 @@ def test_test_dialogues_inside_training_are_named() -> None:
             ("x3", "hi"),
         )
     )
-    assert leaks([clean, short], held) == []
-    assert leaks([same_words, clean, same_talk], held) == ["c1#turn2", "x2"]
+    assert held.leaks(table(clean, short)) == []
+    assert held.leaks(table(same_words, clean, same_talk)) == ["c1#turn2", "x2"]
 
 
 def test_a_training_set_with_a_test_conversation_is_refused(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import polars as pl
 import pytest
 
+from empathy.columns import to_table
 from empathy.records import Dialogue, Turn
-from empathy.screens import NAMES, screen
+from empathy.screens import NAMES, screened
 from empathy.sources import parse
 
 DIALOGUE = Dialogue(
@@ -17,6 +21,17 @@ DIALOGUE = Dialogue(
         Turn("user", "I am so sad"),
     ),
 )
+
+
+def caught(replies: list[tuple[str, Dialogue]], names: Sequence[str], repeats: bool = False) -> list[str | None]:
+    dialogues = pl.DataFrame(pl.from_arrow(to_table([dialogue for _, dialogue in replies], Dialogue)))
+    text = pl.Series([text for text, _ in replies], dtype=pl.String)
+    table = dialogues.select("turns", "situation", text=text, repeats=pl.lit(repeats))
+    return screened(table, names).to_list()
+
+
+def screen(text: str, dialogue: Dialogue, names: Sequence[str]) -> str | None:
+    return caught([(text, dialogue)], names)[0]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +57,7 @@ DIALOGUE = Dialogue(
         ("echoes_label", "Here's a more empathetic version: That must hurt."),
         ("echoes_label", "Listener: That must hurt."),
         ("echoes_label", '"Response": That must hurt.'),
+        ("echoes_label", "❤\ufe0f Improved response: That must hurt."),
         ("names_itself_ai", "As an AI, I do not feel, but that must hurt."),
         ("names_itself_ai", "I'm just an AI language model."),
         ("names_itself_ai", "I am a chatbot, yet I care."),
@@ -62,6 +78,7 @@ def test_caught(name: str, text: str) -> None:
         "That must hurt so much. I am so sad for you, too.",
         "Oh no… that is hard...",
         "That must hurt 😢",
+        "I am with you ❤\ufe0f",
         'My mother used to say "this too shall pass."',
         "Here's hoping that something better comes soon!",
         "Your response makes sense: anyone would be sad.",
@@ -89,5 +106,28 @@ def test_an_unknown_screen_lists_those_that_exist() -> None:
 
 def test_the_samples_human_replies_pass() -> None:
     rows = [d for d in parse({"type": "sample"}).rows() if isinstance(d, Dialogue)]
-    caught = [(d.id, reason) for d in rows if (reason := screen(d.human_reply or "", d, set(NAMES) - {"cut_off"}))]
-    assert caught == []
+    replies = [(d.human_reply or "", d) for d in rows]
+    assert set(caught(replies, [n for n in NAMES if n != "cut_off"])) == {None}
+
+
+def test_each_reply_is_judged_by_its_own_dialogue_and_none_is_no_reply() -> None:
+    other = Dialogue("e", "g", (Turn("user", "We moved to the sea in spring, all of us."),), situation="A long move.")
+    told = "We moved to the sea in spring – all of us! How was it?"
+    rows = [
+        ("I am so sad.", DIALOGUE),
+        ("I am so sad.", other),
+        (told, DIALOGUE),
+        (told, other),
+        ("A LONG move", other),
+    ]
+    copied = "copies_input"
+    assert caught(rows, (*NAMES[:1], copied)) == [copied, None, None, copied, copied]
+    table = pl.DataFrame(
+        {"text": [None], "turns": [[{"role": "user", "content": "x"}]], "situation": [None], "repeats": [True]},
+        schema_overrides={"text": pl.String, "situation": pl.String},
+    )
+    assert screened(table, [n for n in NAMES if n != "near_duplicate"]).to_list() == [None]
+
+
+def test_a_repeated_reply_is_caught() -> None:
+    assert caught([("That must hurt so much.", DIALOGUE)], ["near_duplicate"], repeats=True) == ["near_duplicate"]
