@@ -9,7 +9,7 @@ import polars as pl
 
 from empathy.cases import joined, rated
 from empathy.columns import to_table
-from empathy.methods import Said, method_of
+from empathy.methods import Said
 from empathy.records import HUMAN, Dialogue, Reply
 from empathy.screens import NEAR_DUPLICATE, screened
 from empathy.specs import ExamplesSpec
@@ -32,11 +32,8 @@ class Choice:
         ours: Any = spec.method
         if spec.good is not None and getattr(ours, "unrated_is_good", False):  # a judge decides, and nobody else
             ours = ours.model_copy(update={"unrated_is_good": False})
-        method = method_of(ours)
-        self.said: tuple[Said, ...] = (
-            method.teaches(ours, spec.purpose) if spec.objective == "sft" else method.pair(ours)
-        )
-        self._selects = method.selects(ours, spec.objective, spec.purpose)
+        self.said: tuple[Said, ...] = ours.teaches(spec.purpose) if spec.objective == "sft" else ours.pair()
+        self._selects = ours.selects(spec.objective, spec.purpose)
         self.needs = frozenset(self._selects.meta.root_names())
         """Columns of the table of cases that the selection looks at."""
         self.screens = spec.screens if any(who == "learned" for who, _ in self.said) else ()

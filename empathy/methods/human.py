@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import polars as pl
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from empathy.methods.case import BY_HUMAN, EVERY, Objective, Purpose, Said, rating, where_there
-from empathy.specs import Human
+from pydantic import Field
 
+from empathy.methods.case import BY_HUMAN, Learns, Objective, Purpose, Said, every, rating, where_there
+from empathy.parts import Part
 
-def selects(spec: Human, objective: Objective, purpose: Purpose) -> pl.Expr:
-    if purpose == "heldout" or spec.least_rating is None:
-        return where_there("human", EVERY)
-    return rating("human") >= spec.least_rating
-
-
-def teaches(spec: Human, purpose: Purpose) -> tuple[Said, ...]:
-    return (BY_HUMAN,)
+if TYPE_CHECKING:  # slow to load, and planning needs the options alone
+    import polars as pl
 
 
-def pair(spec: Human) -> tuple[Said, Said]:
-    raise ValueError("method = 'human': it has no teacher, so no pairs for DPO; use regime sft, or another method")
+class Human(Part):
+    """No teacher: SFT on the human replies alone. Raises a random base to speech, and is the baseline of every
+    method."""
+
+    learns: ClassVar[Learns] = "human"
+    type: Literal["human"] = "human"
+    least_rating: int | None = Field(None, ge=1, le=3)
+    """Keep replies rated at least this; None takes all, rated or not."""
+
+    def selects(self, objective: Objective, purpose: Purpose) -> pl.Expr:
+        if purpose == "heldout" or self.least_rating is None:
+            return where_there("human", every())
+        return rating("human") >= self.least_rating
+
+    def teaches(self, purpose: Purpose) -> tuple[Said, ...]:
+        return (BY_HUMAN,)
+
+    def pair(self) -> tuple[Said, Said]:
+        raise ValueError("method = 'human': it has no teacher, so no pairs for DPO; use regime sft, or another method")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import polars as pl
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from empathy.methods.case import BY_HUMAN, EVERY, IMPROVED, Objective, Purpose, Said, on_human_side
-from empathy.specs import ImproveHuman
+from empathy.methods.case import BY_HUMAN, IMPROVED, Learns, Objective, Purpose, Said, every, on_human_side
+from empathy.parts import Part
 
-
-def selects(spec: ImproveHuman, objective: Objective, purpose: Purpose) -> pl.Expr:
-    return EVERY if purpose == "heldout" and objective == "sft" else on_human_side(objective)
-
-
-def teaches(spec: ImproveHuman, purpose: Purpose) -> tuple[Said, ...]:
-    return (BY_HUMAN, IMPROVED) if spec.both_replies and purpose == "train" else (IMPROVED,)
+if TYPE_CHECKING:  # slow to load, and planning needs the options alone
+    import polars as pl
 
 
-def pair(spec: ImproveHuman) -> tuple[Said, Said]:
-    return IMPROVED, BY_HUMAN
+class ImproveHuman(Part):
+    """Method 2: the teacher rewrites the human reply."""
+
+    learns: ClassVar[Learns] = "rewritten_human"
+    type: Literal["improve_human"] = "improve_human"
+    both_replies: bool = True
+
+    def selects(self, objective: Objective, purpose: Purpose) -> pl.Expr:
+        return every() if purpose == "heldout" and objective == "sft" else on_human_side(objective)
+
+    def teaches(self, purpose: Purpose) -> tuple[Said, ...]:
+        return (BY_HUMAN, IMPROVED) if self.both_replies and purpose == "train" else (IMPROVED,)
+
+    def pair(self) -> tuple[Said, Said]:
+        return IMPROVED, BY_HUMAN

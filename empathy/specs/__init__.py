@@ -6,6 +6,10 @@ profile. `revision` is raised by hand when a change of code changes what a kind 
 
 from __future__ import annotations
 
+from empathy.methods.direct import Direct
+from empathy.methods.human import Human
+from empathy.methods.improve_human import ImproveHuman
+from empathy.methods.improve_llm import ImproveLlm
 from empathy.specs.dialogues import (
     DialoguesSpec,
     GroupSplit,
@@ -14,16 +18,7 @@ from empathy.specs.dialogues import (
     RandomSplit,
     SplitSpec,
 )
-from empathy.specs.examples import (
-    METHODS,
-    AnyMethod,
-    Direct,
-    ExamplesSpec,
-    Human,
-    ImproveHuman,
-    ImproveLlm,
-    MethodSpec,
-)
+from empathy.specs.examples import METHODS, AnyMethod, ExamplesSpec, MethodSpec
 from empathy.specs.judging import AnyJudge, Judge, ReportSpec, Rubric, VerdictsSpec
 from empathy.specs.parts import Part, Spec
 from empathy.specs.replies import (

@@ -6,62 +6,12 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
+from empathy.methods.direct import Direct
+from empathy.methods.human import Human
+from empathy.methods.improve_human import ImproveHuman
+from empathy.methods.improve_llm import ImproveLlm
 from empathy.records import Split
-from empathy.specs.parts import Part, Spec
-
-Learns = Literal["human", "answers", "rewritten_human", "rewritten_answers"]
-"""Which replies a method needs: people's alone, the teacher's answers, or what the teacher made of either."""
-
-
-class Direct(Part):
-    """Method 1: the teacher answers; chosen over a human reply that is not Good."""
-
-    learns: ClassVar[Learns] = "answers"
-    type: Literal["direct"] = "direct"
-    both_replies: bool = True
-    """SFT on the human and the teacher's reply (the paper), or on the teacher's alone."""
-    unrated_is_good: bool = False
-    """Take teacher replies without a rating as Good. False: a dialogue without ratings is an error."""
-
-
-class ImproveHuman(Part):
-    """Method 2: the teacher rewrites the human reply."""
-
-    learns: ClassVar[Learns] = "rewritten_human"
-    type: Literal["improve_human"] = "improve_human"
-    both_replies: bool = True
-
-
-class ImproveLlm(Part):
-    """Method 3: the teacher rewrites its own first answer. What the paper's text and its code tell differently can be
-    chosen; the defaults are the text."""
-
-    learns: ClassVar[Learns] = "rewritten_answers"
-    type: Literal["improve_llm"] = "improve_llm"
-    both_replies: bool = True
-    rejected: Literal["initial", "human"] = "initial"
-    """DPO's rejected reply: the teacher's first answer (the text), or the human reply (the code)."""
-    original: Literal["initial", "human"] = "initial"
-    """The reply that SFT learns beside the improved one: the teacher's first answer (the text), or the human reply
-    (the code)."""
-    division: Literal["ratings", "random"] = "ratings"
-    """Which dialogues go to SFT and which to DPO: by the human reply's rating as in method 2 (the text), or at random
-    (the code), where SFT takes the round(`sft_share` * n) of the n dialogues of the split whose
-    `empathy.splits.draw("division", division_seed, dialogue.id)` is lowest, DPO the others; held-out pairs are then
-    all dialogues of their split. Ratings are not looked at."""
-    sft_share: float = Field(950 / 1750, gt=0, lt=1)
-    division_seed: int = 0
-
-
-class Human(Part):
-    """No teacher: SFT on the human replies alone. Raises a random base to speech, and is the baseline of every
-    method."""
-
-    learns: ClassVar[Learns] = "human"
-    type: Literal["human"] = "human"
-    least_rating: int | None = Field(None, ge=1, le=3)
-    """Keep replies rated at least this; None takes all, rated or not."""
-
+from empathy.specs.parts import Spec
 
 AnyMethod = Direct | ImproveHuman | ImproveLlm | Human
 MethodSpec = Annotated[AnyMethod, Field(discriminator="type")]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from empathy.parts import Part
 
-
-class Part(BaseModel):
-    """Frozen, closed (a misspelt field is an error), and deterministic to serialise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+__all__ = ["Part", "Spec"]
 
 
 class Spec(Part):

@@ -92,12 +92,9 @@ class View:
     def _selected(self, stage: Stage) -> int | None:
         spec, corpus = stage.spec, self.corpus(stage)
         assert isinstance(spec, ExamplesSpec)
-        from empathy.methods import method_of  # polars is slow to load
-
-        method = method_of(spec.method)
         learned, initial = (stage.inputs.get(name) for name in ("replies", "initial"))
         many = samples(learned) if learned else 1
-        taught = method.teaches(spec.method, spec.purpose) if spec.objective == "sft" else [("learned", "")]
+        taught = spec.method.teaches(spec.purpose) if spec.objective == "sft" else [("learned", "")]
         each = sum(many if who == "learned" else 1 for who, _ in taught)  # equal examples are one
         n = corpus.count(spec.split)
         if n is None or not corpus.whole or spec.good is not None:  # a judge's score decides: at most all of them

@@ -96,9 +96,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             assert not file.exists(), f"{name} is there already"
             file.write_text(text, encoding="utf-8")
+    shouts = "my boss said OH GOD OH GOD we lost the prize I won and I cried. "
     things = ("my dog died", "I lost my job", "my sister won a prize")
     rows = [
-        f"d{i}\tLast week {things[i % 3]}, and on day {i} I still think of it.\tOh, number {i}.\t{i % 3 + 1}"
+        f"d{i}\t{shouts if i % 10 == 0 else ''}Last week {things[i % 3]}, and on day {i} I still think of it."
+        f"\tOh, number {i}.\t{i % 3 + 1}"
         for i in range(200)
     ]
     (folder / "dialogues.tsv").write_text("\n".join([*rows, "d99\ttoo few cells"]) + "\n")
@@ -119,16 +121,28 @@ def test_what_was_added_is_used(copy: Path) -> None:
     done = in_copy(copy, "-c", RUN)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    gentle = {name: cell for name, cell in told.items() if "strategy=gentle" in name}
-    assert len(gentle) == 3
-    for cell in gentle.values():  # 200 dialogues; a chat of two turns stores question, answer, question
-        assert cell["turns"] == [3] * 200
+    regimes = [(method, regime) for method in ("rescue", "improve_human") for regime in ("sft", "dpo", "sft+dpo")]
+    cells = {(m, r): next(c for n, c in told.items() if f"regime={r} method={m} " in n) for m, r in regimes}
+    assert len(cells) == len(told) == 6
+    for (method, regime), cell in cells.items():
+        if method == "improve_human":  # the strategy's chat of two turns: question, answer, question
+            assert cell["turns"] == [3] * 200
+            continue
+        # Ratings go 1, 2, 3 from d0 on: the new method learns from Bad ones in SFT, from Okay ones in DPO.
+        numbers = {int(ident[1:]) for ident, _ in cell["rows"]}
+        assert len(numbers) > 40
+        assert {number % 3 for number in numbers} == {0 if regime == "sft" else 1}
+        # Every tenth speaker shouts, and the rules' answer repeats it: the new screen drops it, and says so.
+        assert not any("GOD OH GOD OH" in text for _, text in cell["rows"])
+        assert cell["dropped"]["shouting"] > 0
 
 
 def test_a_misspelt_name_is_answered_with_the_new_one(copy: Path) -> None:
     for old, new, known in (
         ('strategy = "gentle"', 'strategy = "gentel"', "gentle"),
         ('type = "tsv"', 'type = "tvs"', "tsv"),
+        ('"shouting"', '"shuoting"', "shouting"),
+        ('"rescue"', '"recsue"', "rescue"),
     ):
         (copy / "misspelt.toml").write_text((copy / "mine.toml").read_text().replace(old, new))
         done = in_copy(copy, "-c", "from empathy import experiment; experiment.load('misspelt.toml')")
