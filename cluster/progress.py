@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,12 +39,11 @@ def _to_stderr(line: str) -> None:
 
 @dataclass
 class Asked:
-    """What requests came to. `usd` is None as soon as the price of any of them is unknown."""
+    """What requests came to."""
 
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
-    usd: float | None = 0.0
 
 
 @dataclass
@@ -71,7 +70,10 @@ class Progress:
     _units: dict[str, tuple[float, int, int]] = field(default_factory=dict)
     _said_s: float = -1e9
     _asked: Asked = field(default_factory=Asked)
+    _usd: float | None = 0.0
+    _asking: set[str] = field(default_factory=set)
     _asked_stages: float = 0.0
+    """How many stages' worth of dialogues this run has asked about."""
     _calls: list[tuple[float, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,9 +85,10 @@ class Progress:
         """One line with the time since the start."""
         self.out(f"[{clock(self.now_s() - self._started_s)}] {text}")
 
-    def begin(self, stages: Sequence[Stage]) -> None:
-        """These stages are to be made."""
+    def begin(self, stages: Sequence[Stage], asking: Collection[str] = ()) -> None:
+        """These stages are to be made; `asking` are the keys of those that send requests."""
         with self._lock:
+            self._asking = set(asking)
             self._waiting = {s.key: s for s in stages}
             self._total, self._left = len(stages), Counter(s.kind for s in stages)
             self._last_end_s = dict.fromkeys({s.kind for s in stages}, self.now_s())
@@ -112,16 +115,14 @@ class Progress:
                 left = f", {clock((now - began) / done * (of - done))} to go" if 0 < done < of and now > began else ""
                 self.say(f"{self._count} {stage.kind:<10} {stage.label}: {done:,} of {of:,}{left}")
 
-    def asked(self, stage: Stage, more: Asked, share: float) -> None:
-        """A stage's requests came to this `more`, with `share` of its dialogues."""
+    def asked(self, more: Asked, share: float, usd: float | None) -> None:
+        """Requests came to this `more`, for `share` of a stage. `usd`: what the run has spent so far, None: unknown."""
         with self._lock:
-            known = self._asked.usd is not None and more.usd is not None
+            now = self._asked
             self._asked = Asked(
-                self._asked.calls + more.calls,
-                self._asked.tokens_in + more.tokens_in,
-                self._asked.tokens_out + more.tokens_out,
-                (self._asked.usd or 0.0) + (more.usd or 0.0) if known else None,
+                now.calls + more.calls, now.tokens_in + more.tokens_in, now.tokens_out + more.tokens_out
             )
+            self._usd = usd
             self._asked_stages += share
             self._calls.append((self.now_s(), more.calls))
 
@@ -132,6 +133,7 @@ class Progress:
                 return
             now = self.now_s()
             self._units.pop(stage.key, None)
+            self._asking.discard(stage.key)
             self._left[stage.kind] -= 1
             self._ended[stage.kind] += 1
             self._taken_s[stage.kind] += now - self._last_end_s[stage.kind]
@@ -169,12 +171,14 @@ class Progress:
         return sum(n for _, n in self._calls) / min(RATE_S, max(1.0, now - self._started_s))
 
     def _money(self) -> str:
-        """Spent, and to come: what a stage's dialogues have cost so far, for the stages that ask and are not made."""
-        spent, left = self._asked.usd, self._left["verdicts"] + self._left["replies"]
-        if spent is None:
+        """Spent, and to come: as much a stage as so far, for every stage that asks and is not made."""
+        if self._usd is None:
             return "dollars ? (a price is unknown)"
-        coming = f", about ${spent / self._asked_stages * left:,.2f} to come" if self._asked_stages else ""
-        return f"${spent:,.2f} spent{coming}"
+        left = len(self._asking) - sum(
+            self._units[k][1] / max(1, self._units[k][2]) for k in self._asking & self._units.keys()
+        )
+        coming = f", about ${self._usd / self._asked_stages * left:,.2f} to come" if self._asked_stages else ""
+        return f"${self._usd:,.2f} spent{coming}"
 
     # ---- the live view
 

@@ -56,11 +56,12 @@ def run(targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANE
     what was finished stays, and the same call goes on from there.
     """
     pending = to_make(targets, context.store)
-    context.progress.begin(pending)
+    asking = {stage.key for stage in pending if place_of(stage, lanes).lane == "asking"}
+    context.progress.begin(pending, asking)
     if not pending:
         return Outcome(0)
     context.progress.schedule = schedule = Schedule(pending, lambda stage: place_of(stage, lanes))
-    work = Work(schedule, context.store, context.progress, lambda: _total(context))
+    work = Work(schedule, context.store, context.progress, _total)
     with context.progress.live():
         _Run(work, context, lanes, pending).make()
     failures = tuple(schedule.failures())
@@ -152,19 +153,9 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _total(context: Context) -> Needs:
-    """What Ray has now, without what engines of the profile's own providers hold."""
+def _total() -> Needs:
+    """What Ray has now."""
     import ray
 
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    own = [name for name in context.providers if _is_own_engine(name, context)]
-    engine = context.profile.engine
-    return Needs(
-        there.get("CPU", 0.0) - len(own) * engine.replicas,
-        there.get("GPU", 0.0) - len(own) * engine.replicas * engine.gpus,
-    )
-
-
-def _is_own_engine(name: str, context: Context) -> bool:
-    place = context.profile.providers.get(name)
-    return place is not None and place.engine is not None
+    return Needs(there.get("CPU", 0.0), there.get("GPU", 0.0))

@@ -73,10 +73,17 @@ class Work:
             self.schedule.changed.wait_for(lambda: self.stopping or true(), at_most_s)
             return not self.stopping and true()
 
-    def next(self, places: Sequence[Place], at_most: int = 64) -> list[Stage]:
-        """Stages to make now, leased, all of one place: the most urgent of `places`. Waits for them; [] at the end."""
+    def next(self, places: Sequence[Place], at_most: int = 64, yields: bool = False) -> list[Stage]:
+        """Stages to make now, leased, all of one place: the most urgent of `places`. Waits for them; [] at the end.
+
+        `yields`: also [] when none is ready and another lane waits for room.
+        """
+
+        def over() -> bool:
+            return not self.may_come(places) or (yields and self.crowded)
+
         while True:
-            self.wait(lambda: self.schedule.best(places) is not None or not self.may_come(places))
+            self.wait(lambda: self.schedule.best(places) is not None or over())
             place = None if self.stopping else self.schedule.best(places)
             if place is None:
                 return []

@@ -61,6 +61,12 @@ class Writer:
         self._parts |= {k: File(**parse(self._mark(k), mark)) for k, mark in zip(unknown, marks, strict=True)}
         return {k: self._parts[k] for k in indices}
 
+    def part(self, index: int) -> File:
+        """A finished part. Raises FileNotFoundError when it is not finished."""
+        if index not in self._parts:
+            self._parts[index] = File(**parse(self._mark(index), self._files.read(self._mark(index))))
+        return self._parts[index]
+
     def _mark(self, index: int) -> str:
         return f"{self.folder}/parts/{index:05d}.json"
 

@@ -168,11 +168,13 @@ def ask_all(
     progress: Report,
     experiment: str = "",
     committed: Callable[[Stage], None] = lambda stage: None,
+    written: Callable[[Stage, int], None] = lambda stage, part: None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     quota: Quota | None = None,
 ) -> None:
     """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
-    one). `experiment` is the name under which the ledger notes who paid; `committed` hears of each finished stage.
+    one). `experiment` is the name under which the ledger notes who paid; `committed` hears of each finished stage,
+    `written` of each part.
 
     Stages of a provider with a batch API (`Provider.batch`) go through it, from this process, after the others; `say`
     gets lines about its batches. `quota` paces all calls and caps their dollars.
@@ -194,6 +196,7 @@ def ask_all(
 
     def tell(done: Done) -> None:
         left[done.job].discard(done.part)
+        written(jobs[done.job].stage, done.part)
         said(done.job)
 
     for j in left:

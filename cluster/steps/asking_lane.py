@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster import providers
 from cluster.profile import Profile
+from cluster.progress import Asked
 from cluster.schedule import Place
 from cluster.steps.asking import Job, ask_all
 from cluster.work import Needs, Work
@@ -24,15 +25,21 @@ AT_ONCE = 64
 
 
 def loop(places: Sequence[Place], work: Work, context: Context) -> None:
-    """Make stages of one model until none can come any more."""
+    """Make stages of one model until none can come any more.
+
+    The lane stays up (and with it a model of our own) while more may come, and goes when another one waits for room.
+    """
     (place,) = places
-    while batch := work.next(places, AT_ONCE):
-        with work.room(f"asking {place.model}", _needs(batch, context.profile)):
-            context.progress.working(batch, f"asking {place.model}")
+    while first := work.next(places, AT_ONCE):
+        with work.room(f"asking {place.model}", _needs(first, context.profile)):
+            batch = first
             try:
-                work.make(batch, lambda stages: _ask(stages, work, context))
-            finally:  # a model of our own leaves its room to others
-                providers.release(context.providers, batch)
+                while batch:
+                    context.progress.working(batch, f"asking {place.model}")
+                    work.make(batch, lambda stages: _ask(stages, work, context))
+                    batch = work.next(places, AT_ONCE, yields=True)
+            finally:
+                providers.release(context.providers, first)
 
 
 def _needs(stages: Sequence[Stage], profile: Profile) -> Needs:
@@ -43,9 +50,10 @@ def _needs(stages: Sequence[Stage], profile: Profile) -> Needs:
 
 
 def _ask(stages: Sequence[Stage], work: Work, context: Context) -> None:
+    jobs = {stage.key: job(stage, context.store) for stage in stages}
     try:
         ask_all(
-            [job(stage, context.store) for stage in stages],
+            list(jobs.values()),
             context.store,
             {name: context.providers[name] for name in providers.models(stages)},
             context.profile.ask.workers,
@@ -53,12 +61,24 @@ def _ask(stages: Sequence[Stage], work: Work, context: Context) -> None:
             context.progress.units,
             context.experiment,
             work.done,
+            lambda stage, part: _tell(jobs[stage.key], part, context),
             say=context.progress.say,
-            quota=context.quota and context.quota.ask(),
+            quota=context.quota.ask() if context.quota is not None else None,
         )
     finally:
         if context.quota is not None:
             context.quota.look()
+
+
+def _tell(job: Job, part: int, context: Context) -> None:
+    """Progress hears what the requests of a part came to; dollars are those of the run's quota."""
+    counts = context.store.writer(job.stage).part(part).counts
+    spending = context.quota.look() if context.quota is not None else None
+    context.progress.asked(
+        Asked(*(counts.get(name, 0) for name in ("calls", "tokens_in", "tokens_out"))),
+        job.dialogues[part] / max(1, sum(job.dialogues)),
+        spending.paid_usd if spending is not None and not spending.unpriced else None,
+    )
 
 
 def job(stage: Stage, store: Store) -> Job:
