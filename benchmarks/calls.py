@@ -35,8 +35,9 @@ class Worker:
     def __init__(self, folder: str, number: int):
         self._folder, self._number = folder, number
 
-    def ready(self) -> int:
-        return self._number
+    def ready(self) -> None:
+        """Load what asking needs: a run pays for that once."""
+        import serving.client  # noqa: F401
 
     def ask(self, url: str, quota: Quota, in_flight: int, seconds: float, series: str) -> dict[str, float]:
         """What it cost."""
