@@ -36,7 +36,7 @@ class Headline:
 
 def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
     """Estimates and content (see `empathy.report.content`) of a report stage whose inputs are all made."""
-    from empathy.report import content, judged, unjudged
+    from empathy.report import content, drops, judged, unjudged
     from empathy.report.cells import Cells
 
     spec, cells = cast(ReportSpec, stage.spec), Cells(stage)
@@ -54,6 +54,8 @@ def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
         "split": split,
         "stand_ins": content.stand_ins(stage),
         "stages": list(content.stages(stage, store)),
+        "training_sets": drops.training_sets(cells, store),
+        "sources": drops.sources(stage, store),
         "served": content.served(tables),
         "judged": content.judged_sizes(tables),
         "samples": content.side_by_side(cells, tables, test, store, spec),

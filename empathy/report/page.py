@@ -109,6 +109,7 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
         "missing": [e for e in book.of("missing_share") if e.value is not None and e.value > 0.02],
         "fewer": fewer,
         "judges": sorted({f"{e.judge} ({e.note})" for e in book.of("win_rate")}),
+        "reasons": sorted({reason for s in content["training_sets"] for reason in s["dropped"]}),
         "talkers": [s for s in book.responders if book.get(s, "words")],
         "overlaps": list(book.of("rouge_l")),
     }

@@ -1,0 +1,98 @@
+"""The report says what each screen dropped from each arm's training sets, and what the source's rows lost."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from empathy.records import Demonstration, Dialogue, Preference, Turn
+from empathy.report import Headline
+from empathy.report.cells import Cells
+from empathy.report.drops import sources, training_sets
+from empathy.report.page import draw_page
+from empathy.specs import (
+    CheckpointSpec,
+    DialoguesSpec,
+    Direct,
+    Dpo,
+    ExamplesSpec,
+    HubBase,
+    Lora,
+    Optimiser,
+    RandomSplit,
+    ReportSpec,
+    Sft,
+)
+from empathy.stages import Stage
+from empathy.store import Store
+
+NAMES = {"a000": "student=tiny regime=sft seed=0", "a001": "student=tiny regime=sft+dpo seed=0"}
+DIALOGUE = Dialogue("d", "g", (Turn("user", "I lost it."),))
+
+
+def made(store: Store, stage: Stage, rows: list[object], cls: type, meta: dict[str, object]) -> Stage:
+    writer = store.writer(stage)
+    writer.write_records(0, rows, cls)
+    writer.commit(meta)
+    return stage
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> tuple[Stage, Store]:
+    """An SFT arm, and one of DPO after that SFT."""
+    store = Store.open(str(tmp_path / "store"))
+    lost = {"sides": {"train": 1}, "dropped": {"empty_turn": 2}, "rows_read": 1003}
+    spec = DialoguesSpec(source="sample", digest="0" * 64, split=RandomSplit())
+    dialogues = made(store, Stage(spec, label="mine"), [DIALOGUE], Dialogue, lost)
+    shown = Demonstration.of(DIALOGUE, DIALOGUE.turns, "oh", "human")
+    pair = Preference.of(DIALOGUE, DIALOGUE.turns, ("oh", "teacher"), ("ah", "human"))
+    sets = [
+        made(store, Stage(ExamplesSpec(method=Direct(), objective=o), {"dialogues": dialogues}), rows, cls, meta)  # type: ignore[arg-type]
+        for o, rows, cls, meta in (
+            ("sft", [shown], Demonstration, {"candidates": 1640, "dropped": {"cut_off": 10, "near_duplicate": 6}}),
+            ("dpo", [pair], Preference, {"candidates": 5, "dropped": {}}),
+        )
+    ]
+    optimiser, base = Optimiser(learning_rate=1e-4), Stage(CheckpointSpec(base=HubBase(model="tiny")))
+    sft = Stage(CheckpointSpec(objective=Sft(optimiser=optimiser, tuning=Lora())), {"base": base, "examples": sets[0]})
+    dpo = Stage(
+        CheckpointSpec(objective=Dpo(optimiser=optimiser, tuning=Lora())),
+        {"base": base, "examples": sets[1], "policy": sft},
+    )
+    inputs = {"dialogues": dialogues, "a000:checkpoint": sft, "a001:checkpoint": dpo, "base0:checkpoint": base}
+    return Stage(ReportSpec(), inputs, locator=NAMES), store
+
+
+def test_sets_of_every_step_of_every_arm(report: tuple[Stage, Store]) -> None:
+    stage, store = report
+    found = training_sets(Cells(stage), store)
+    assert [(s["slot"], s["objective"], s["selected"], s["examples"], s["dropped"]) for s in found] == [
+        ("a000", "sft", 1640, 1, {"cut_off": 10, "near_duplicate": 6}),
+        ("a001", "sft", 1640, 1, {"cut_off": 10, "near_duplicate": 6}),
+        ("a001", "dpo", 5, 1, {}),
+    ]
+    store.discard("examples", found[2]["key"])  # a finished student does not need it any more
+    assert len(training_sets(Cells(stage), store)) == 2
+
+
+def test_the_page_shows_them(report: tuple[Stage, Store], tmp_path: Path) -> None:
+    stage, store = report
+    nothing = {"split": {"sizes": {}, "side": "test", "source": "sample", "how": {"type": "random"}, "groups": 0}}
+    nothing["split"]["cap_words"] = 97
+    content = nothing | {"stand_ins": [], "stages": [], "served": [], "judged": [], "samples": []}
+    content |= {"training_sets": training_sets(Cells(stage), store), "sources": sources(stage, store)}
+    page = draw_page(stage, [], content, tmp_path, Headline("trial", "?"), store.url).read_text()
+    section = page[page.index('<h2 id="drops">') : page.index('<h2 id="artifacts">')]
+    rows = [
+        [re.sub("<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
+    ]
+    assert [row[1:-1] for row in rows[:4]] == [
+        ["set", "selected", "cut off", "near duplicate", "dropped, %", "examples"],
+        ["sft", "1,640", "10", "6", "1.0", "1"],  # 16 of 1,640
+        ["sft", "1,640", "10", "6", "1.0", "1"],
+        ["dpo", "5", "", "", "0.0", "1"],
+    ]
+    assert rows[5][:-1] == ["mine", "1,003", "train 1", "empty turn 2"]
