@@ -107,19 +107,23 @@ class Group:
         collective than the rest. Raises GroupBroken when the others do not come within `patience_s` (with an error of
         our own: within DISAGREED_S, since they may be waiting for us for ever): these processes cannot go on together.
         """
-        from datetime import timedelta
-
         import torch.distributed as dist
 
-        store, number = dist.distributed_c10d._get_default_store(), next(_agreements)
-        keys = [f"empathy/agree/{number}/{rank}" for rank in range(self.world)]
-        store.set(keys[self.rank], error or "")
-        try:
-            store.wait(keys, timedelta(seconds=min(patience_s, DISAGREED_S) if error else patience_s))
-        except RuntimeError as broken:  # torch's DistStoreError: time is up, or the store's process is gone
-            raise GroupBroken(f"rank {self.rank}: {error or 'the other ranks did not come'}") from broken
-        said = [store.get(key).decode() for key in keys]
-        return next((text for text in said if text), None)
+        store = dist.distributed_c10d._get_default_store()
+        return agreed(store, f"empathy/agree/{next(_agreements)}", self.rank, self.world, error, patience_s)
+
+
+def agreed(store: Any, key: str, rank: int, world: int, error: str | None, patience_s: float) -> str | None:
+    """`Group.agree` through a torch.distributed store, under a key that is used once."""
+    from datetime import timedelta
+
+    keys = [f"{key}/{other}" for other in range(world)]
+    store.set(keys[rank], error or "")
+    try:
+        store.wait(keys, timedelta(seconds=min(patience_s, DISAGREED_S) if error else patience_s))
+    except RuntimeError as broken:  # torch's DistStoreError: time is up, or the store's process is gone
+        raise GroupBroken(f"rank {rank}: {error or 'the other ranks did not come'}") from broken
+    return next((said for k in keys if (said := store.get(k).decode())), None)
 
 
 def join(placement: Placement) -> Group:
