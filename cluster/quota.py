@@ -19,8 +19,9 @@ from typing import Any
 from cluster.profile import EMBEDDED, Profile
 from cluster.providers import models
 from empathy.stages import Stage
+from serving.budget import BudgetSpent, Spending, unpriced
 from serving.prices import Prices
-from serving.quota import Authority, BudgetSpent, Grant, Here, Limit, Quota, Report, Route, Spending, unpriced
+from serving.quota import Authority, Grant, Here, Limit, Quota, Report, Route
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from cluster.progress import Progress
 from cluster.schedule import OPEN, Place, Schedule, State
 from empathy.stages import Stage
 from empathy.store import FencedError, Store
+from serving.budget import BudgetSpent
 from serving.providers import ProviderDown, ProviderStopped
-from serving.quota import BudgetSpent
 
 LOOKS = 64
 """Stages in other hands that are looked at again at a time: what other runs hold is never polled all at once."""

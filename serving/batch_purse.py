@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from empathy.requests import Answer, Request
-from serving.quota import KEEPALIVE_S, BudgetSpent, Quota, Report, Route, unpriced
+from serving.budget import BudgetSpent, unpriced
+from serving.quota import KEEPALIVE_S, Quota, Report, Route
 
 
 class Purse:

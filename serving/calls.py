@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from empathy.requests import Answer, Request
 from serving.claiming import Claiming
 from serving.lines import Line
-from serving.permits import Permit, Permits
+from serving.permits import Permits
 from serving.prices import Price
 from serving.providers import Provider, ProviderStopped, Retry
+from serving.queues import Permit
 from serving.quota import Route
 
 BACKOFF_LIMIT_S = 30.0

@@ -18,10 +18,11 @@ from serving.batch_api import read_batch
 from serving.batch_basket import line_of
 from serving.batch_keeper import check_places
 from serving.batches import AGAIN, ELSEWHERE, NO_ROOM, Batches
+from serving.budget import BudgetSpent
 from serving.ledger import Ledger
 from serving.prices import Price, Prices
 from serving.providers import Batching, Provider, ProviderDown, ProviderStopped
-from serving.quota import Authority, BudgetSpent, Here, Quota
+from serving.quota import Authority, Here, Quota
 from serving.rules import teacher
 from serving.scripted import request_id
 from tests.fake_batches import FakeBatches, Faults

@@ -19,12 +19,13 @@ import pytest
 from empathy.files import Files, open_files
 from empathy.records import Turn
 from empathy.requests import Answer, Asking, Request
+from serving.budget import BudgetSpent
 from serving.client import Counts, drive
 from serving.ledger import Ledger
 from serving.limits import Limits
 from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderDown, ProviderStopped, read_reply, retry_after_s
-from serving.quota import Authority, BudgetSpent, Here, Limit
+from serving.quota import Authority, Here, Limit
 from serving.scripted import Fault, Faults, Scripted
 
 KEY = "sk-planted-0123456789abcdef"

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import pytest
 
 from serving.pace import OF_LIMIT, Pace
-from serving.permits import Permit, Permits
+from serving.permits import Permits
+from serving.queues import Permit
 from serving.quota import Authority, Here, Limit, Route
 
 ROUTE: Route = ("provider", "model")

@@ -13,9 +13,10 @@ from cluster.profile import Profile
 from cluster.quota import limits, run_quota
 from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
+from serving.budget import Budget, BudgetSpent
 from serving.permits import Permits
 from serving.providers import announced_limit
-from serving.quota import Authority, Budget, BudgetSpent, Here, Limit, Report, Route, fair_shares
+from serving.quota import Authority, Here, Limit, Report, Route, fair_shares
 
 ROUTE: Route = ("provider", "model")
 BOTH = frozenset({"a", "b"})

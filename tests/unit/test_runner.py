@@ -22,8 +22,8 @@ from cluster.work import Needs, StoppedError, Work
 from empathy.specs import DialoguesSpec, LogprobsSpec, PaperSplit, ReportSpec
 from empathy.stages import Stage
 from empathy.store import Store
+from serving.budget import BudgetSpent
 from serving.providers import ProviderDown
-from serving.quota import BudgetSpent
 
 SOURCE = Stage(DialoguesSpec(source="jsonl", digest="0", split=PaperSplit()), label="source")
 

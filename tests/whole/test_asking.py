@@ -16,10 +16,11 @@ from empathy.records import Dialogue, Reply, Turn
 from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
 from empathy.store import Store
+from serving.budget import BudgetSpent
 from serving.ledger import Ledger
 from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderStopped
-from serving.quota import BudgetSpent, Limit
+from serving.quota import Limit
 from serving.scripted import Faults, Scripted
 
 PARTS, PART_ROWS = 3, 5
