@@ -150,6 +150,15 @@ def chain(store: Store, tuning: Lora | Full | None = None, number: int = 24, **g
     return [base, sft, reference, dpo]
 
 
+def failing(store: Store) -> list[Stage]:
+    """A base, a training whose loss is no number, one without an example that is short enough, and a sound one."""
+    base, shown = raised(store), examples(store, "sft", demonstrations(24, 2))
+    inputs = {"base": base, "examples": shown}
+    wild = tuned(Sft(optimiser=optimiser(learning_rate=1e30, epochs=2, schedule="constant"), tuning=Full()), inputs)
+    none = tuned(Sft(optimiser=optimiser(), tuning=Lora()), inputs, max_length_tokens=8)
+    return [base, wild, none, tuned(Sft(optimiser=optimiser(), tuning=Lora()), inputs)]
+
+
 def losses(store: Store, stage: Stage) -> list[float]:
     return list(store.get(stage).meta["series"]["loss"])
 

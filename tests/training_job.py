@@ -1,5 +1,5 @@
-"""python -m tests.training_job STORE: the small chain of `tests.lessons` on two Ray Train workers; a process that
-tests may kill.
+"""python -m tests.training_job STORE [failing]: the small chain of `tests.lessons` (or its stages that fail) on two Ray
+Train workers; a process that tests may kill.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 from cluster.steps import training
 from empathy.store import Store
 from empathy.train.placement import Placement
-from tests.lessons import chain
+from tests.lessons import chain, failing
 
 PLACEMENT = Placement(workers=2, device="cpu", threads=1, save_every_steps=2)
 
@@ -24,9 +24,8 @@ PLACEMENT = Placement(workers=2, device="cpu", threads=1, save_every_steps=2)
 def main() -> None:
     store = Store.open(sys.argv[1])
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    training.train(
-        chain(store, epochs=6), store.url, {}, PLACEMENT, lambda stage, done, total: print(stage.label, done, total), 2
-    )
+    stages = failing(store) if sys.argv[2:] == ["failing"] else chain(store, epochs=6)
+    training.train(stages, store.url, {}, PLACEMENT, lambda stage, done, total: print(stage.label, done, total), 2)
     print("finished", flush=True)
 
 
