@@ -116,6 +116,10 @@ def generate(stages: Sequence[Stage], work: Work, profile: Profile) -> None:
         except ValueError as error:
             jobs = _without_culprit(jobs, error, work)
             continue
+        except RuntimeError as error:  # it cannot start here: not for one of them alone either
+            for job in jobs:
+                work.failed(job.stage, str(error))
+            return
         with engine, work.cancelled_by("generating", engine.stop):
             _answer_all(jobs, engine)
         return
