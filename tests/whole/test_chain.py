@@ -36,15 +36,15 @@ def test_it_ends_with_a_headline_and_a_report_that_names_the_stand_ins(finished:
 
 
 def test_progress_says_which_stage_and_how_many_of_how_many(finished: Finished) -> None:
-    assert "29/29" in finished.done.stderr
-    assert "made 29 stages" in finished.done.stderr
+    assert "31/31" in finished.done.stderr
+    assert "made 31 stages" in finished.done.stderr
     assert "Traceback" not in finished.done.stderr
 
 
 def test_every_stage_of_the_graph_is_in_the_store_and_nothing_else(finished: Finished) -> None:
     wanted = {(s.kind, s.key) for s in walk([finished.work.lowered.report])}
     assert {(a.kind, a.key) for a in finished.work.store.artifacts()} == wanted
-    assert len(wanted) == 29
+    assert len(wanted) == 31
 
 
 def test_a_second_run_makes_nothing_and_starts_no_ray(finished: Finished) -> None:
@@ -206,7 +206,7 @@ def test_report_is_drawn_anew_from_the_store(finished: Finished) -> None:
 
 def test_plan_has_nothing_to_make(finished: Finished) -> None:
     said = empathy("plan", finished.work.file, *finished.work.where, cwd=finished.work.folder)
-    assert "29 stages, 0 to make" in said.stdout
+    assert "31 stages, 0 to make" in said.stdout
 
 
 def test_trace_follows_one_dialogue_from_row_to_verdict(finished: Finished) -> None:
