@@ -21,6 +21,7 @@ from empathy.specs import (
     ImproveLlm,
     MethodSpec,
     PaperSplit,
+    Pooled,
     RandomSplit,
     Recorded,
     RepliesSpec,
@@ -111,6 +112,37 @@ def test_methods_2_and_3(store: Store, paper: Stage) -> None:
         assert made(store, paper, method, "dpo", rewrites, **inputs).rows == 800
     alone = made(store, paper, ImproveHuman(both_replies=False), "sft", rewrites, initial=human)
     assert alone.rows == 950
+
+
+def test_method_3_as_the_papers_code_has_it(store: Store, paper: Stage) -> None:
+    """A random 950 / 800; the human reply is rejected, and stays beside the improved one in SFT."""
+    method = ImproveLlm(rejected="human", original="human", division="random")
+    rewrites, initial = recorded(store, paper, "gpt-4"), recorded(store, paper, "mixtral-8x7b")
+    shown = list(made(store, paper, method, "sft", rewrites, initial=initial).read(Demonstration))
+    pairs = list(made(store, paper, method, "dpo", rewrites, initial=initial).read(Preference))
+    taught = {e.dialogue_id for e in shown}
+    assert (len(taught), len(shown), len(pairs)) == (950, 2 * 950, 800)
+    assert taught.isdisjoint({p.dialogue_id for p in pairs})
+    dialogues_ = {d.id: d for d in store.get(paper).read(Dialogue)}
+    assert {e.reply for e in shown if e.source == "human"} == {dialogues_[d].human_reply for d in taught}
+    assert all(p.rejected == dialogues_[p.dialogue_id].human_reply for p in pairs)
+    # Not by ratings: 950 of 1,750 human replies are Good, so about 516 of the 950 drawn ones (sd 11).
+    assert 450 < sum(dialogues_[d].ratings["human"] == 3 for d in taught) < 580
+
+
+def test_a_union_of_three_strategies(store: Store, paper: Stage) -> None:
+    """SFT: the human reply once and three improved ones; DPO: three pairs. Recorded models stand in for strategies."""
+    human = recorded(store, paper, "human")
+    three = [recorded(store, paper, name) for name in ("gpt-4", "llama-2-70b-chat", "mixtral-8x7b")]
+    inputs = {"dialogues": paper} | {f"of:{k}": stage for k, stage in enumerate(three)}
+    union = Stage(RepliesSpec(responder=Pooled()), inputs)
+    replies.pooled(union, store, store.writer(union))
+    assert store.get(union).rows == 3 * 2000
+    shown = Counter(
+        e.source for e in made(store, paper, ImproveHuman(), "sft", union, initial=human).read(Demonstration)
+    )
+    assert shown == {"human": 950, "improved": 3 * 950}
+    assert made(store, paper, ImproveHuman(), "dpo", union, initial=human).rows == 3 * 800
 
 
 def test_one_pair_of_situation_and_utterance_occurs_twice_both_in_training(store: Store, paper: Stage) -> None:
