@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from empathy import experiment, prompts
+from empathy.files import open_files
 from empathy.lower import Cell, Lowered, lower
 from empathy.specs import ExamplesSpec, Pooled, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage, canonical, walk
+from empathy.store import Store
+from tests.sets import made
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -164,6 +167,18 @@ def test_the_small_grid_is_the_papers_on_one_small_student(data: Path) -> None:
         "verdicts": 60 * 3 + 42 + 21,
         "report": 1,
     }
+
+
+def test_every_set_of_the_small_grid_can_be_made(tmp_path: Path) -> None:
+    store = Store(open_files(str(tmp_path)))
+    lowered = lower(experiment.load(FOLDER / "paper_small.toml"))
+    made(lowered, store)
+    sets = {s.key: store.get(s) for s in stages(lowered) if s.kind == "examples"}
+    assert len(sets) == 81
+    assert all(artifact.rows >= 5 for artifact in sets.values())
+    pairs = {c.lesson.name: sets[c.checkpoint.inputs["examples"].key].rows for c in lowered.cells if c.regime == "dpo"}
+    strategies = {s: pairs[f"method=improve_human teacher=rule-teacher-1 strategy={s}"] for s in STRATEGIES}
+    assert strategies["combined"] == 3 * strategies["cognitive"] == 3 * strategies["naive"]
 
 
 def test_10_000_stages_are_lowered_in_seconds(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 
 from cluster.steps import here
-from empathy import judges, replies
 from empathy.artifact import Artifact
 from empathy.files import open_files
 from empathy.lower import Lowered, lower
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Score
-from empathy.requests import Answer, Asking
-from empathy.specs import ExamplesSpec, RepliesSpec, Rubric, Teacher, VerdictsSpec
+from empathy.specs import ExamplesSpec
 from empathy.stages import Stage, walk
 from empathy.store import Store
-from serving.rules import judge, teacher
 from tests.experiments import tiny
+from tests.sets import made
 
 GOOD = 3.0
 RATED: dict[str, Any] = {
@@ -27,35 +25,6 @@ RATED: dict[str, Any] = {
     "data__source": {"type": "sample"},
     "data__limit": 96,
 }
-
-
-def answered(asking: Asking[Any], answer: Any) -> Any:
-    try:
-        request = next(asking)
-        while True:
-            request = asking.send(Answer(answer(request.messages)))
-    except StopIteration as end:
-        return end.value
-
-
-def ask(stage: Stage, store: Store) -> None:
-    """Make a stage of teacher replies or scores without HTTP."""
-    writer, scoring = store.writer(stage), isinstance(stage.spec, VerdictsSpec)
-    builder, cls, who = (judges.askings, Score, judge.reply) if scoring else (replies.askings, Reply, teacher.reply)
-    for part in range(len(store.get(stage.inputs["dialogues"]).parts)):
-        writer.write_records(part, [answered(a, who) for _, a in builder(stage, store, part)], cls)
-    writer.commit()
-
-
-def made(lowered: Lowered, store: Store) -> None:
-    """Everything up to the training sets."""
-    for stage in walk([lowered.report]):
-        spec = stage.spec
-        asked = isinstance(spec, RepliesSpec) and isinstance(spec.responder, Teacher)
-        if asked or (isinstance(spec, VerdictsSpec) and isinstance(spec.judge, Rubric)):
-            ask(stage, store)
-        elif stage.kind != "report" and here.takes(stage):
-            here.make(stage, store)
 
 
 @pytest.fixture(scope="module")
