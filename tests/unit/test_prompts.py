@@ -128,7 +128,9 @@ def test_braces_in_what_people_say_stay() -> None:
 
 
 def test_an_unknown_strategy_lists_those_that_exist() -> None:
-    with pytest.raises(ValueError, match=r"strategy = 'niave': unknown; there are affective, all_three, .*, naive, seq"):
+    with pytest.raises(
+        ValueError, match=r"strategy = 'niave': unknown; there are affective, all_three, .*, naive, seq"
+    ):
         prompts.load("niave")
 
 
