@@ -43,7 +43,7 @@ def client(url: str, key: str = KEY) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0)
 
 
-def judged(finished: Finished, name: str) -> list[tuple[list[dict[str, str]], str]]:
+def judged(finished: Finished, name: str) -> list[tuple[list[dict[str, str]], Reply]]:
     """(messages, the reply of student `name` that was judged) of each test dialogue."""
     work = finished.work
     key = work.lowered.checkpoints[name].key
@@ -52,7 +52,7 @@ def judged(finished: Finished, name: str) -> list[tuple[list[dict[str, str]], st
         for s in work.lowered.report.inputs.values()
         if s.kind == "replies" and "checkpoint" in s.inputs and s.inputs["checkpoint"].key == key
     )
-    said = {r.dialogue_id: r.text for r in work.store.get(stage).read(Reply)}
+    said = {r.dialogue_id: r for r in work.store.get(stage).read(Reply)}
     dialogues = work.store.get(work.lowered.report.inputs["dialogues"]).read(Dialogue)
     found = [([t.as_message() for t in d.turns], said[d.id]) for d in dialogues if d.id in said]
     assert found
@@ -72,7 +72,7 @@ def ask(url: str, name: str, messages: list[dict[str, str]]) -> str | None:
 @pytest.mark.parametrize("name", [BASE, STUDENT])
 def test_greedy_replies_are_the_judged_ones(finished: Finished, url: str, name: str) -> None:
     for messages, reply in judged(finished, name):
-        assert ask(url, name, messages) == reply
+        assert ask(url, name, messages) == reply.text
 
 
 def test_an_exported_student_loads_by_itself_and_says_what_was_judged(finished: Finished, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_exported_student_loads_by_itself_and_says_what_was_judged(finished: 
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
         )
         ids = model.generate(prompt, max_new_tokens=16, do_sample=False)[0, prompt.shape[1] :]
-        assert tokenizer.decode(ids, skip_special_tokens=True) == reply
+        assert tuple(ids.tolist()) == reply.token_ids
     card = (folder / "README.md").read_text()
     assert work.lowered.checkpoints[STUDENT].key in card
     assert "You are talking to an AI" in card
@@ -99,7 +99,7 @@ def test_a_merged_student_is_served_alone_and_says_what_was_judged(finished: Fin
     with serving(finished, tmp_path, STUDENT, "--merged") as address:
         assert [m.id for m in client(address).models.list()] == [STUDENT]
         for messages, reply in judged(finished, STUDENT):
-            assert ask(address, STUDENT, messages) == reply
+            assert ask(address, STUDENT, messages) == reply.text
 
 
 def test_students_are_listed_and_disclose_what_they_are(url: str) -> None:
