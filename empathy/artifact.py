@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -83,10 +83,13 @@ class Artifact:
             raise self._corrupt(file, f"{found[0]} bytes, sha256 {found[1][:12]}")
         return data
 
-    def table(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one part, of all columns or some. Raises CorruptError when it is not what the manifest lists."""
-        file = pq.ParquetFile(pa.BufferReader(self._bytes(self.parts[part])))  # pq.read_table would load pandas
-        return file.read(columns=columns and list(columns))
+    def table(self, part: int) -> pa.Table:
+        """The rows of one part. Raises CorruptError when it is not what the manifest lists."""
+        return pq.ParquetFile(pa.BufferReader(self.parquet(part))).read()  # pq.read_table would load pandas
+
+    def parquet(self, part: int) -> bytes:
+        """The file of one part. Raises CorruptError when it is not what the manifest lists."""
+        return self._bytes(self.parts[part])
 
     def read(self, cls: type[R], part: int | None = None) -> Iterator[R]:
         """Records of all parts in order, or of one part; one part in memory at a time."""

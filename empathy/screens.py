@@ -65,23 +65,15 @@ def _copies_input(replies: pl.DataFrame) -> pl.Series:
     from empathy.texts import words
 
     contents = pl.col("turns").list.eval(pl.element().struct.field("content"))
-    said = replies.select("text", said=pl.concat_list(contents, "situation")).with_row_index("row")
-    pairs = said.explode("said").drop_nulls().filter(_may_hold("text", "said"))
-    pairs = pairs.with_columns(text=" " + words(pairs["text"]) + " ", said=words(pairs["said"]))
-    whole, spaces = " " + pl.col("said") + " ", pl.col("said").str.count_matches(" ", literal=True)
-    held = (spaces >= _COPIED_WORDS - 1) & pl.col("text").str.contains(whole, literal=True)
-    copied = pairs.filter((pl.col("said") != "") & ((pl.col("text") == whole) | held))
-    return pl.int_range(len(replies), eager=True).is_in(copied["row"].unique().implode())
-
-
-def _may_hold(text: str, part: str) -> pl.Expr:
-    """False where the first long word of `part` is nowhere in `text`, both in ASCII: true of few rows, and a fraction
-    of the cost of comparing word by word."""
-    import polars as pl
-
-    odd = pl.any_horizontal(pl.col(c).str.len_bytes() != pl.col(c).str.len_chars() for c in (text, part))
-    first = pl.col(part).str.to_lowercase().str.extract("([0-9a-z_]{5,})")
-    return odd | first.is_null() | pl.col(text).str.to_lowercase().str.contains(first, literal=True)
+    rows = replies.select(
+        said=pl.concat_list(contents, "situation"), reply=" " + words(replies["text"].fill_null("")) + " "
+    )
+    pairs = rows.with_row_index("row").explode("said").drop_nulls()
+    pairs = pairs.with_columns(said=" " + words(pairs["said"]) + " ")
+    pairs = pairs.filter(pl.col("reply").str.contains(pl.col("said"), literal=True) & (pl.col("said") != "  "))
+    long = pl.col("said").str.count_matches(" ", literal=True) > _COPIED_WORDS
+    copied = pairs.filter((pl.col("reply") == pl.col("said")) | long)["row"]
+    return pl.int_range(len(replies), eager=True).is_in(copied.unique().implode())
 
 
 def _echoes_label(replies: pl.DataFrame) -> pl.Series:

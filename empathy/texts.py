@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,12 @@ _ESCAPES = {c: json.dumps(c)[1:-1] for c in '\\"\n\t’‘“”…—–'}
 _RARE = r"[^ -~\n\t’‘“”…—–]"
 """What JSON in ASCII writes in yet other ways."""
 
+_BLANK = ord(" ")
+_LETTERS = bytes(
+    c if c == 0 else ord(chr(c).lower()) if re.match(r"\w", chr(c), re.ASCII) else _BLANK for c in range(256)
+)
+"""Each byte of ASCII as a lower-case letter, a digit, "_" or NUL, or else a blank."""
+
 
 def _mended(plain: pl.Series, odd: pl.Series, values: pl.Series, exact: Callable[[Any], str]) -> pl.Series:
     """`plain`, with `exact` of the value where `odd` is true."""
@@ -33,11 +40,21 @@ def _mended(plain: pl.Series, odd: pl.Series, values: pl.Series, exact: Callable
 
 
 def words(texts: pl.Series) -> pl.Series:
-    """`empathy.sources.clean.normalised` of each text; null stays null."""
+    """`empathy.sources.clean.normalised` of each text, none of them null."""
     parted = texts.str.replace_all(_TYPOGRAPHIC, " ")
     odd = parted.str.len_bytes() != parted.str.len_chars()
-    plain = parted.str.to_lowercase().str.replace_all("[^0-9a-z_]+", " ").str.strip_chars(" ")
-    return _mended(plain, odd, texts, normalised)
+    return _mended(_ascii_words(parted), odd, texts, normalised)
+
+
+def _ascii_words(texts: pl.Series) -> pl.Series:
+    """All bytes of all texts at once, NUL between texts: several times quicker than a regex a text."""
+    joined = texts.str.replace_all("\0", " ", literal=True).str.join("\0").item() or ""
+    found = np.frombuffer(joined.encode().translate(_LETTERS), dtype=np.uint8)
+    after_gap = np.concatenate([[True], found[:-1] <= _BLANK])
+    found = found[(found != _BLANK) | ~after_gap]
+    at_end = np.concatenate([found[1:] == 0, [True]])
+    found = found[(found != _BLANK) | ~at_end[: len(found)]]
+    return pl.Series(found.tobytes().decode("ascii").split("\0"), dtype=pl.String).head(len(texts))
 
 
 def draws(what: str, texts: pl.Series) -> Keys:
