@@ -30,15 +30,9 @@ class Results:
 
     def read(self, path: Path, provider: Provider, model: str, record: Callable[[str, Answer], None]) -> None:
         """Take a result file; `record(key, answer)` each answer, once."""
-        with open(path, "rb") as lines:
-            for line in lines:
-                try:
-                    said = orjson.loads(line)
-                    key = str(said["custom_id"])
-                except (orjson.JSONDecodeError, KeyError, TypeError):  # a damaged line is no reply
-                    continue
-                if key in self.left:
-                    self._take(key, self._outcome(said, provider, model), provider, model, record)
+        for key, said in _rows(path):
+            if key in self.left:
+                self._take(key, self._outcome(said, provider, model), provider, model, record)
 
     def _take(
         self,
@@ -88,6 +82,22 @@ class Results:
     def failed(self) -> Iterator[tuple[str, str]]:
         """(key, why) of rows that another batch may heal."""
         return ((k, self.reasons.get(k, self.why)) for k in sorted(self.left - self.refused.keys()))
+
+
+def custom_ids(path: Path) -> Iterator[str]:
+    """Of every row that a result file has, in its order."""
+    return (key for key, _ in _rows(path))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open(path, "rb") as lines:
+        for line in lines:
+            try:
+                said = orjson.loads(line)
+                key = str(said["custom_id"])
+            except (orjson.JSONDecodeError, KeyError, TypeError):  # a damaged line is no reply
+                continue
+            yield key, said
 
 
 def _unaccepted(provider: Provider, model: str, answer: Answer) -> ProviderStopped | None:
