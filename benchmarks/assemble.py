@@ -183,7 +183,7 @@ def workers_watched() -> Iterator[Callable[[], float]]:
         while not over.wait(0.2):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if process.name().startswith("ray::MapWorker"):
+                    if process.name().startswith("ray::"):
                         peak = max(peak, process.memory_info().rss)
                 except psutil.NoSuchProcess:  # it has just ended
                     continue

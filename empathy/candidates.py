@@ -11,7 +11,7 @@ from empathy.cases import joined, rated
 from empathy.columns import to_table
 from empathy.methods import Said
 from empathy.records import HUMAN, Dialogue, Reply
-from empathy.screens import NEAR_DUPLICATE, screened
+from empathy.screens import screened
 from empathy.specs import ExamplesSpec
 from empathy.twins import Keys, reply_numbers
 
@@ -39,12 +39,6 @@ class Choice:
         self.screens = spec.screens if any(who == "learned" for who, _ in self.said) else ()
         self._scored, self._paired = spec.good is not None, spec.objective == "dpo"
 
-    @property
-    def before_near_duplicates(self) -> Sequence[str] | None:
-        """The screens that come before that of near-duplicates; None when this is not asked for."""
-        at = self.screens.index(NEAR_DUPLICATE) if NEAR_DUPLICATE in self.screens else None
-        return None if at is None else self.screens[:at]
-
     def candidates(self, cases: pl.DataFrame, screens: Sequence[str], repeated: Keys) -> pl.DataFrame:
         """The cases that the method selects, with the `reason` why one gives no example, null where it gives some.
 
@@ -56,7 +50,7 @@ class Choice:
         reasons.append(pl.when(pl.col("wanted").is_null()).then(pl.lit(NO_HUMAN)))
         for who, _ in self.said:
             reasons.append(_missing(who))
-            if who != HUMAN:
+            if who != HUMAN and screens:
                 rows = rows.with_columns(_screened(rows, who, screens, repeated).alias(f"caught_{who}"))
                 reasons.append(pl.col(f"caught_{who}"))
         if self._paired:

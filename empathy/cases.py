@@ -19,6 +19,7 @@ from empathy.records import GOOD, HUMAN, OKAY
 from empathy.specs import ExamplesSpec
 
 _DIALOGUE = ("id", "group", "turns", "split", "situation", "human_reply", "ratings", "recorded")
+_SHOWN = ("group", "turns", "situation")
 _REPLY = ("dialogue_id", "model", "text", "sample", "dropped")
 
 
@@ -28,11 +29,18 @@ def columns(artifact: Artifact, part: int, names: Sequence[str]) -> pl.DataFrame
 
 
 def read(
-    spec: ExamplesSpec, inputs: Mapping[str, Artifact], part: int, first_number: int, needs: Collection[str]
+    spec: ExamplesSpec,
+    inputs: Mapping[str, Artifact],
+    part: int,
+    first_number: int,
+    needs: Collection[str],
+    shown: bool = True,
 ) -> pl.DataFrame:
-    """The table of one part. `first_number` dialogues are in the parts before it; of ratings and marks only those that
-    `needs` names are there."""
-    unread = {"recorded"} if spec.good is not None or not _about("learned", needs) else set()
+    """The table of one part. `first_number` dialogues are in the parts before it. Of ratings and marks only those that
+    `needs` names are there, and what examples show (group, turns, situation) only if `shown`."""
+    unread = set() if shown else set(_SHOWN)
+    if spec.good is not None or not _about("learned", needs):
+        unread.add("recorded")
     names = [name for name in _DIALOGUE if name not in unread]
     dialogues = columns(inputs["dialogues"], part, names).with_row_index("number", first_number)
     dialogues = dialogues.filter(pl.col("split") == spec.split)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -21,6 +21,7 @@ import polars as pl
 from empathy import cases
 from empathy.candidates import Choice
 from empathy.example_records import demonstrations, preferences
+from empathy.screens import NEAR_DUPLICATE
 from empathy.specs import ExamplesSpec, ImproveLlm
 from empathy.stages import Stage
 from empathy.texts import draws
@@ -88,7 +89,7 @@ def why_none(stage: Stage, store: Store, part: int, dialogue_id: str) -> list[st
     """Why a set has no example of a dialogue of `part`: a reason a reply; none when the method does not select it."""
     here = Assembler(stage, store, store.writer(stage))
     known = _known(here, lambda step, known: (here.take(step, k, known) for k in range(here.parts)))
-    rows = here.candidates(part, known, here.choice.screens).filter(pl.col("id") == dialogue_id)
+    rows = here.candidates(part, known).filter(pl.col("id") == dialogue_id)
     return rows["reason"].drop_nulls().to_list()
 
 
@@ -101,7 +102,7 @@ def _known(assembler: Assembler, each: Each) -> Known:
         lots = np.sort(np.concatenate(list(each("lots", known))))
         share = round(spec.method.sft_share * len(lots))
         known = replace(known, last_lot=int(lots[share - 1]) if share else 0)
-    if assembler.choice.before_near_duplicates is not None:
+    if NEAR_DUPLICATE in assembler.choice.screens:
         known = replace(known, repeated=repeats(each("replies", known)))
     return known
 
@@ -146,14 +147,14 @@ class Assembler:
         return self._lots(rows["id"])
 
     def replies(self, part: int, known: Known) -> tuple[Array, Array]:
-        """Keys of the replies that would be learned if none were said twice, and their numbers."""
-        rows = self.candidates(part, known, self.choice.before_near_duplicates or ())
+        """Keys of the replies that would be learned if nothing were screened, and their numbers."""
+        rows = self.candidates(part, known, screened=False)
         rows = rows.filter(pl.col("reason").is_null())
         return text_keys(rows["learned"]), reply_numbers(rows["number"], rows["sample"])
 
     def write(self, part: int, known: Known) -> Tally:
         """Make one part and write it."""
-        rows = self.candidates(part, known, self.choice.screens)
+        rows = self.candidates(part, known)
         kept = rows.filter(pl.col("reason").is_null())
         _refuse(known.held.leaks(kept.select("id", "turns").unique("id")))
         records = demonstrations if self.spec.objective == "sft" else preferences
@@ -162,12 +163,13 @@ class Assembler:
         self.writer.write_part(part, table, drops)
         return Tally(len(rows), table.num_rows, drops)
 
-    def candidates(self, part: int, known: Known, screens: Sequence[str]) -> pl.DataFrame:
-        """The cases of a part that the method selects, with the `reason` why one gives no example."""
-        rows = cases.read(self.spec, self._inputs, part, self._first_numbers[part], self.choice.needs)
+    def candidates(self, part: int, known: Known, screened: bool = True) -> pl.DataFrame:
+        """The cases of a part that the method selects, with the `reason` why one gives no example; unless `screened`,
+        without the screens and without what examples show."""
+        rows = cases.read(self.spec, self._inputs, part, self._first_numbers[part], self.choice.needs, shown=screened)
         if "drawn_for_sft" in self.choice.needs:
             rows = rows.with_columns(pl.Series("drawn_for_sft", self._lots(rows["id"]) <= np.uint64(known.last_lot)))
-        return self.choice.candidates(rows, screens, known.repeated)
+        return self.choice.candidates(rows, self.choice.screens if screened else (), known.repeated)
 
     def _lots(self, ids: pl.Series) -> Array:
         assert isinstance(self.spec.method, ImproveLlm)

@@ -87,9 +87,9 @@ def _names_itself_ai(replies: pl.DataFrame) -> pl.Series:
 def _near_duplicate(replies: pl.DataFrame) -> pl.Series:
     """The reply of an earlier dialogue in the same words: the two differ in typing only (case, punctuation, blanks).
 
-    Earlier is: before it in the order of the dialogues, selected by the method, and passed by the screens named before
-    this one. Of less than `empathy.twins.MIN_WORDS` words are no duplicates ("Oh no!"). The initial replies of method
-    3 are not looked at: they are no examples to become like.
+    Earlier is: before it in the order of the dialogues that the method selects, whatever other screens say of it.
+    Replies of less than `empathy.twins.MIN_WORDS` words ("Oh no!") are no duplicates. The initial replies of method 3
+    are not looked at: they are no examples to become like.
     """
     return replies["repeats"]
 

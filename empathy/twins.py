@@ -91,11 +91,13 @@ class Keys:
         import numpy as np
 
         given = keys if isinstance(keys, np.ndarray) else np.frombuffer(array("Q", keys), dtype=np.uint64)
-        self.sorted: Array = np.unique(given[given != NO_KEY])
-        self._view = memoryview(self.sorted)  # type: ignore[arg-type]
+        self.__setstate__(np.unique(given[given != NO_KEY]))
 
-    def __reduce__(self) -> tuple[type[Keys], tuple[Array]]:
-        return Keys, (self.sorted,)
+    def __getstate__(self) -> Array:
+        return self.sorted
+
+    def __setstate__(self, state: Array) -> None:
+        self.sorted, self._view = state, memoryview(state)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.sorted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from cluster.profile import Profile
@@ -23,25 +24,20 @@ Tell = Callable[[Stage, int, int], None]
 """(stage, dialogues done, dialogues in all)."""
 
 
-class Worker:
-    """One process: takes `step` of a stage for the parts it is handed."""
+def _take(batch: Mapping[str, Any], stage: Stage, store: Store, step: Step, known: Any) -> dict[str, list[bytes]]:
+    """In a worker: the step, for a batch of parts. A row a part: what it returned, or what a user can mend (Ray would
+    lose its type)."""
+    import ray
 
-    def __init__(self, stage: Stage, store: Store, step: Step, known: Any):
-        import ray
-
-        self._assembler = Assembler(stage, store, store.writer(stage))
-        self._step, self._known = step, ray.get(known)
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        """A row a part: what the step returned, or what a user can mend (Ray would lose its type)."""
-        made: list[tuple[Any, Exception | None]] = []
-        for part in batch["part"]:
-            try:
-                made.append((self._assembler.take(self._step, int(part), self._known), None))
-            except (ValueError, OSError) as error:  # raised again by the driver
-                made.append((None, error))
-                break
-        return {"made": [pickle.dumps(row) for row in made]}
+    assembler, found = Assembler(stage, store, store.writer(stage)), ray.get(known)
+    made: list[tuple[Any, Exception | None]] = []
+    for part in batch["part"]:
+        try:
+            made.append((assembler.take(step, int(part), found), None))
+        except (ValueError, OSError) as error:  # raised again by the driver
+            made.append((None, error))
+            break
+    return {"made": [pickle.dumps(row) for row in made]}
 
 
 def make(stage: Stage, store: Store, profile: Profile, tell: Tell = lambda stage, done, of: None) -> None:
@@ -60,11 +56,10 @@ def _each(
     batch = min(max(1, BATCH_ROWS * here.parts // max(1, here.dialogues)), math.ceil(here.parts / workers))
     blocks = math.ceil(here.parts / batch)
     made = ray.data.from_items([{"part": part} for part in range(here.parts)], override_num_blocks=blocks).map_batches(
-        Worker,
-        fn_constructor_args=(stage, store, step, ray.put(known)),
+        partial(_take, stage=stage, store=store, step=step, known=ray.put(known)),
         batch_size=batch,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(workers, blocks)),
+        compute=ray.data.TaskPoolStrategy(size=min(workers, blocks)),
         num_cpus=1,
     )
     for done, row in enumerate(made.iter_rows(), start=1):

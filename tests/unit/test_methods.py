@@ -324,18 +324,18 @@ def test_a_dialogue_without_a_human_reply(tmp_path: Path) -> None:
 
 
 def test_a_reply_that_an_earlier_dialogue_has_is_dropped_and_counted(tmp_path: Path) -> None:
-    """The first that would be learned stays: d0's is a test dialogue's, d1's is not selected, d2's is cut off."""
+    """The first of the selected stays: d0 is a test dialogue, and d1 is not selected."""
     content = rows({"d0": ("test", 3, 3), **{f"d{k}": ("train", 3, 3) for k in range(1, 9)}})
     content[1]["ratings"]["m"] = 2
     for k in (0, 1, 3, 5, 7):
         content[k]["recorded"]["m"] = ("I am so sorry for you.", "i am so sorry, for you!")[k % 2]
-    content[2]["recorded"]["m"] = "I am so sorry for you,"
+    content[2]["recorded"]["m"] = "I am so sorry for you and,"
     for k in (6, 8):
         content[k]["recorded"]["m"] = "Oh no!"  # too short to be more than chance
     chain = Chain(tmp_path, content)
     screens = {"screens": ("cut_off", "near_duplicate"), "max_dropped": 1.0}
     artifact = chain.examples(Direct(both_replies=False), "sft", chain.recorded("m"), **screens)
-    assert artifact.meta == {"candidates": 7, "dropped": {"cut_off": 2, "near_duplicate": 2}}  # d4's "m to d4" is cut
+    assert artifact.meta == {"candidates": 7, "dropped": {"cut_off": 2, "near_duplicate": 2}}  # "m to d4" is cut, too
     assert [d for d, *_ in shown(artifact)] == ["d3", "d6", "d8"]
 
 
