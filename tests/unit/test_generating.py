@@ -3,6 +3,7 @@ worker's commit under a lease that was lost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def dialogues(store: Store) -> Stage:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def work(tmp_path: Path) -> Iterator[Work]:
     """Two students of two dialogues in two parts, taken under their leases."""
     store = Store.open(str(tmp_path))
     inputs = {"dialogues": dialogues(store), "checkpoint": CHECKPOINT}
@@ -43,7 +44,8 @@ def work(tmp_path: Path) -> Work:
     place = Place("generating")
     work = Work(Schedule(stages, lambda s: place), store, Progress(out=lambda line: None), lambda: Needs())
     assert len(work.take(place, 2)) == 2
-    return work
+    yield work
+    work.release_all()
 
 
 def job(work: Work, max_tokens: int, name: str) -> _Job:
