@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -43,6 +44,8 @@ RANK, ALPHA, MAX_LENGTH, MAX_TOKENS = 8, 16, 384, 48
 SFT = {"learning_rate": 1e-3, "epochs": 3, "batch_examples": 16}
 DPO = {"learning_rate": 1e-4, "epochs": 3, "batch_examples": 16, "beta": 0.1}
 KV_GIB = 0.5
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
+"""For all three alike: threads that spin while they wait make every timing on a shared machine a lottery."""
 SHAPE = RandomBase(vocab=1024, hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, positions=512)
 PROFILE = f"""
 [train]
@@ -154,7 +157,7 @@ class Bench:
         began = time.perf_counter()
         with log.open("wb") as out:
             code = subprocess.run(
-                [sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, check=False
+                [sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, env=os.environ | QUIET, check=False
             ).returncode
         if code:
             raise RuntimeError(f"exit {code}: {' '.join(words[:6])}\n{log.read_text()[-3000:]}")
