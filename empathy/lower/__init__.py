@@ -29,8 +29,9 @@ def lower(experiment: Experiment, only: Sequence[str] = ()) -> Lowered:
     """The graph of an experiment. Reads sources to hash their content, and nothing else.
 
     `only` keeps the cells whose name ("student=llama regime=sft method=direct teacher=gpt-4 seed=0") one of the
-    patterns matches, as a glob or as a part of it; their stages have the keys that they have in the whole grid. Raises
-    ValueError for what a user can mend, such as a pattern that matches no cell.
+    patterns matches: each of its words a factor, as it is or as a glob ("regime=sft strategy=*naive"). Their stages
+    have the keys that they have in the whole grid. Raises ValueError for what a user can mend, such as a pattern that
+    matches no cell.
     """
     return _Lowering(experiment, only).lower()
 

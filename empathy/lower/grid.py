@@ -41,4 +41,9 @@ def wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> lis
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return pattern in name or fnmatchcase(name, pattern)
+    """Whether each word of `pattern` matches a factor of a cell's name: "regime=sft" that one and not "regime=sft+dpo".
+
+    A word may be a glob ("strategy=*naive"); one without "=" is looked for in the values ("gpt-4").
+    """
+    factors = name.split()
+    return all(any(fnmatchcase(f, w) or ("=" not in w and w in f) for f in factors) for w in pattern.split())

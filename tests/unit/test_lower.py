@@ -249,8 +249,11 @@ def test_only_keeps_matching_cells_and_their_keys(tmp_path: Path) -> None:
     keys_of = {c.name: c.checkpoint.key for c in whole.cells}
     for only, expected in {
         ("strategy=naive",): 2,
-        ("*regime=sft *",): 2,
-        ("strategy=naive", "*regime=sft *"): 3,
+        ("regime=sft",): 2,  # and not sft+dpo
+        ("regime=sft strategy=naive",): 1,
+        ("strategy=naive", "regime=sft"): 3,
+        ("regime=*dpo",): 2,
+        ("all_three",): 2,
         (whole.cells[0].name,): 1,
     }.items():
         cells = lower(tiny(tmp_path, arms=arms), only=only).cells
