@@ -4,6 +4,7 @@ Ways: `screened` is the stage with every screen, near-duplicates included, in on
 screens; `ray` what `screened` does, sharded over two processes (Ray is up already); `polars` the script that an expert
 would write: scan, join, select by rating, write as many rows to one parquet file. It verifies no hash, gives no ids,
 looks for no leaks and screens nothing. A row is a dialogue. Every measurement is a process of its own.
+`read` is the stage before: lines of JSON become dialogues, row by row, in two passes (test dialogues first).
 
     python -m benchmarks.assemble            2,000, 1 million and 10 million dialogues (half an hour on two cores)
     python -m benchmarks.assemble --quick    2,000, 200,000 and 1 million
@@ -20,42 +21,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from benchmarks.common import report, seconds
+from benchmarks.synthetic import MODEL, dialogues_stage, generate, lines, replies_stage
 from cluster.profile import Profile
-from empathy import examples
-from empathy.columns import schema_of
-from empathy.records import GOOD, Dialogue, Reply
+from empathy import dialogues, examples
+from empathy.records import GOOD
 from empathy.screens import NAMES
-from empathy.sources import Sample
-from empathy.specs import DialoguesSpec, Direct, ExamplesSpec, RandomSplit, Recorded, RepliesSpec
+from empathy.sources import Jsonl
+from empathy.specs import Direct, ExamplesSpec, RandomSplit
 from empathy.stages import Stage
 from empathy.store import Store
 
 PACKAGES = ("polars", "pyarrow", "numpy", "ray")
 WAYS = ("screened", "plain", "ray", "polars")
-MODEL = "m"
+READ = "read"
 MIB = 1 << 20
 
-# ---------------------------------------------------------------- synthetic dialogues
-
-
-def dialogues_stage(rows: int) -> Stage:
-    """Small sets in parts of the default size, large ones in parts of 20,000."""
-    part_rows = 256 if rows < 100_000 else 20_000
-    return Stage(DialoguesSpec(source="jsonl", digest=f"synthetic {rows}", split=RandomSplit(), part_rows=part_rows))
-
-
-def replies_stage(rows: int) -> Stage:
-    return Stage(RepliesSpec(responder=Recorded(responder=MODEL)), {"dialogues": dialogues_stage(rows)})
+# ---------------------------------------------------------------- the ways
 
 
 def examples_stage(rows: int, objective: str, screens: tuple[str, ...]) -> Stage:
@@ -63,88 +52,13 @@ def examples_stage(rows: int, objective: str, screens: tuple[str, ...]) -> Stage
     return Stage(spec, {"dialogues": dialogues_stage(rows), "replies": replies_stage(rows)})
 
 
-def sentences() -> dict[str, pl.Series]:
-    """Turns, replies and situations of the dialogues that ship with the package."""
-    found = [d for d in Sample().rows() if isinstance(d, Dialogue)]
-    return {
-        "said": pl.Series([t.content for d in found for t in d.turns if t.role == "user"]),
-        "reply": pl.Series([str(d.human_reply) for d in found]),
-        "situation": pl.Series([str(d.situation) for d in found]),
-    }
-
-
-def _table(frame: pl.DataFrame, cls: type) -> pa.Table:
-    schema = schema_of(cls)
-    return frame.select(schema.names).rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
-
-
-def part(pool: Mapping[str, pl.Series], first: int, rows: int) -> tuple[pa.Table, pa.Table]:
-    """Dialogues from number `first` on and the replies to them.
-
-    A third has three turns; an eighth is for the test. People are Good in 49 % and the model in 65 %, as in W&P. One
-    reply of the model in a hundred is a stock phrase, and so a near-duplicate of others.
-    """
-    rng = np.random.default_rng(first)
-
-    def some(what: str) -> pl.Series:
-        return pool[what].gather(rng.integers(0, len(pool[what]), rows))
-
-    def rated(good: float) -> pl.Series:
-        return pl.Series(np.where(rng.random(rows) < good, GOOD, 1 + rng.integers(0, 2, rows)))
-
-    def turn(role: str, column: str) -> pl.Expr:
-        return pl.struct(role=pl.lit(role), content=column)
-
-    def mapped(**values: str) -> pl.Expr:
-        return pl.concat_list(pl.struct(key=pl.lit(k), value=v) for k, v in values.items())
-
-    index = pl.int_range(first, first + rows, eager=True)
-    number = index.cast(pl.String)
-    frame = pl.DataFrame(
-        {
-            "id": "d" + number,
-            "group": (index // 10).cast(pl.String),
-            "split": pl.Series(rng.random(rows) < 1 / 8).replace_strict({True: "test", False: "train"}),
-            "situation": some("situation"),
-            "human_reply": some("reply") + " Number " + number + " counts.",
-            "before": some("said"),
-            "answered": some("reply"),
-            "last": some("said") + " That was " + number + " days ago.",
-            "own": some("reply") + " I counted " + number + " stars for you.",
-            "stock": some("reply"),
-            "is_stock": rng.random(rows) < 0.01,
-            "is_long": rng.random(rows) < 1 / 3,
-            "human": rated(0.49),
-            "model": rated(0.65),
-        }
-    )
-    one, three = [turn("user", "last")], [turn("user", "before"), turn("assistant", "answered"), turn("user", "last")]
-    frame = frame.with_columns(
-        turns=pl.when("is_long").then(pl.concat_list(three)).otherwise(pl.concat_list(one)),
-        text=pl.when("is_stock").then("stock").otherwise("own"),
-        emotion=pl.lit("sad"),
-    ).with_columns(ratings=mapped(human="human", **{MODEL: "model"}), recorded=mapped(**{MODEL: "text"}))
-    same: dict[str, Any] = {"model": MODEL, "sample": 0, "finish_reason": "stop", "turns": [], "token_ids": []}
-    unknown = {name: None for name in schema_of(Reply).names if name not in {*same, "dialogue_id", "text"}}
-    replies = frame.select("text", dialogue_id="id").with_columns(
-        pl.lit(value, dtype=pl.List(pl.Int64) if name == "token_ids" else None).alias(name)
-        for name, value in {**same, **unknown}.items()
-    )
-    return _table(frame, Dialogue), _table(replies.with_columns(turns=pl.lit([], dtype=frame["turns"].dtype)), Reply)
-
-
-def generate(store: Store, rows: int) -> None:
-    """Both artifacts, part by part."""
-    stages, pool = (dialogues_stage(rows), replies_stage(rows)), sentences()
-    writers, part_rows = [store.writer(stage) for stage in stages], stages[0].identity["spec"]["part_rows"]
-    for k, first in enumerate(range(0, rows, part_rows)):
-        for writer, table in zip(writers, part(pool, first, min(part_rows, rows - first)), strict=True):
-            writer.write_part(k, table)
-    for writer in writers:
-        writer.commit()
-
-
-# ---------------------------------------------------------------- the ways
+def read(folder: Path, rows: int) -> float:
+    """Seconds of the dialogues stage on a file of lines."""
+    store, file = Store.open(str(folder / "store")), folder / "lines.jsonl"
+    lines(rows, file)
+    stage = dialogues.stage(Jsonl(path=str(file)), RandomSplit(), part_rows=20_000)
+    store.discard(stage.kind, stage.key)
+    return seconds(lambda: dialogues.make(stage, store, store.writer(stage)))
 
 
 def by_polars(store: Store, rows: int, objective: str, out: Path) -> None:
@@ -199,9 +113,12 @@ def workers_watched() -> Iterator[Callable[[], float]]:
 
 def measure(way: str, folder: Path, rows: int, objective: str) -> dict[str, float]:
     """Seconds, examples made, and peak memory (MiB, resident) of this process and of the largest worker."""
+    folder.mkdir(parents=True, exist_ok=True)
     store, out = Store.open(str(folder / "store")), folder / "polars.parquet"
     stage, worker_mib = examples_stage(rows, objective, () if way == "plain" else NAMES), 0.0
-    if way == "polars":
+    if way == READ:
+        wall_s, made = read(folder, rows), 0
+    elif way == "polars":
         wall_s = seconds(lambda: by_polars(store, rows, objective, out))
         made = pl.scan_parquet(out).select(pl.len()).collect().item()
         out.unlink()
@@ -266,13 +183,22 @@ def compared(folder: Path, rows: int, objective: str, repeats: int) -> list[dict
     ]
 
 
+def reading(folder: Path, rows: int) -> dict[str, Any]:
+    """The row of the stage before."""
+    found = apart(READ, folder, rows, "sft")
+    row = {"rows": rows, "set": "dialogues", "way": READ, "examples": 0, "wall_s": found["wall_s"]}
+    rate, mib = round(rows / found["wall_s"]), round(found["driver_mib"])
+    return row | {"rows_per_s": rate, "over_polars": "", "driver_mib": mib, "worker_mib": 0, "repeats": 1}
+
+
 def figures(table: list[dict[str, Any]]) -> dict[str, float]:
     """NAME_ROWS_SET of each way, for the line at the end."""
     found = {}
     for row in table:
         of = f"{row['way']}_{row['rows']}_{row['set']}"
         found[f"{of}_rows_per_s"] = float(row["rows_per_s"])
-        found[f"{of}_over_polars"] = row["over_polars"]
+        if row["way"] != READ:
+            found[f"{of}_over_polars"] = row["over_polars"]
         found[f"{of}_driver_mib"] = float(row["driver_mib"])
         if row["way"] == "ray":
             found[f"{of}_worker_mib"] = float(row["worker_mib"])
@@ -286,7 +212,7 @@ def main() -> None:
     parser.add_argument("--objective", nargs="*", default=["sft", "dpo"], choices=["sft", "dpo"])
     parser.add_argument("--repeats", type=int, help="by default 3, and 1 from 5 million rows on")
     parser.add_argument("--folder", type=Path, help="where the dialogues are, or are put and kept")
-    parser.add_argument("--way", choices=WAYS, help="measure this alone, once, and print it as JSON")
+    parser.add_argument("--way", choices=[*WAYS, READ], help="measure this alone, once, and print it as JSON")
     options = parser.parse_args()
     sizes = options.rows or ([2_000, 200_000, 1_000_000] if options.quick else [2_000, 1_000_000, 10_000_000])
     if options.way:
@@ -295,13 +221,13 @@ def main() -> None:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
-        folder.mkdir(parents=True, exist_ok=True)
         table = [
             row
             for rows in sizes
             for objective in options.objective
             for row in compared(folder, rows, objective, options.repeats or (1 if rows >= 5_000_000 else 3))
         ]
+        table += [reading(folder, rows) for rows in ([] if options.rows else [20_000, 200_000])]
     report("assemble", table, figures(table) | {"minutes": (time.monotonic() - began_s) / 60}, PACKAGES)
 
 

@@ -1,5 +1,5 @@
 """The dialogues stage: rows of a source, cleaned, split, sampled, and written in parts. Memory is bounded by a part
-of rows, eight bytes a dialogue, and two keys a test dialogue."""
+of rows, 16 bytes a dialogue (while ids are sorted, to find those that occur twice), and 16 a test dialogue."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ class Reader:
         self._told: Counter[str] = Counter()
         self._ids = array("Q")
         self._leaked: list[str] = []
+        self._leaks = 0
 
     def take_drops(self) -> Counter[str]:
         """Drops since the last call: those of the part that is written now."""
@@ -90,7 +91,8 @@ class Reader:
     def _unwanted(self, dialogue: Dialogue) -> str | None:
         if dialogue.split != "test":
             if self._held.has_talk(dialogue.id):
-                self._leaked.append(dialogue.id)
+                self._leaks += 1
+                self._leaked += [dialogue.id] if self._leaks <= 5 else []
             if self._held.has_said(dialogue.turns):
                 return "twin_of_test"
         return self._excluded.reason(dialogue) if self._excluded else None
@@ -115,10 +117,10 @@ class Reader:
                 f"{source}: {len(twice)} ids occur more than once, for example {', '.join(twice[:5])}; "
                 "give each dialogue an id of its own"
             )
-        if self._leaked:
+        if self._leaks:
             raise ValueError(
-                f"{source}: test dialogues inside training: {len(self._leaked)} training dialogues are turns "
-                f"of tested conversations, for example {', '.join(self._leaked[:5])}; keep a conversation's turns "
+                f"{source}: test dialogues inside training: {self._leaks} training dialogues are turns "
+                f"of tested conversations, for example {', '.join(self._leaked)}; keep a conversation's turns "
                 'in one group and on one side (data.split = "random" does)'
             )
 
