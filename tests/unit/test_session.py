@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from cluster import session
+from cluster.profile import Profile
 
 
 def test_a_failed_start_leaves_no_process_and_ends_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +38,27 @@ def test_another_error_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ConnectionError, match="no cluster"):
         session._start({})
+
+
+def test_the_first_that_comes_in_starts_ray_and_the_last_that_goes_out_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: told.append("begun"))
+    monkeypatch.setattr(ray, "shutdown", lambda: told.append("ended"))
+    outer, inner = session.ray_session(Profile()), session.ray_session(Profile())
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)  # another thread's block may outlast the one that started Ray
+    assert told == ["begun"]
+    inner.__exit__(None, None, None)
+    assert told == ["begun", "ended"]
+
+
+def test_somebody_elses_ray_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "init", lambda **options: told.append("begun"))
+    monkeypatch.setattr(ray, "shutdown", lambda: told.append("ended"))
+    with session.ray_session(Profile()):
+        pass
+    assert told == []
