@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cluster.steps.training import Board
+from cluster.steps.board import Board
 from empathy.train import group
 from empathy.train.group import GroupBroken, agreed
 

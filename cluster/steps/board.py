@@ -1,0 +1,96 @@
+"""The board between the driver and its training workers: orders out in one sequence, news back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class News:
+    """`latest`: progress by key since the last news. `ends`: what became of the orders that ended: None, or the error's
+    type and text. `refused`: why workers gave up."""
+
+    latest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ends: list[tuple[str, str] | None] = field(default_factory=list)
+    refused: str | None = None
+
+
+class Board:
+    """What the actor does. Who asks for what is not there yet waits a little: nobody asks in a hurry."""
+
+    def __init__(self) -> None:
+        self._orders: list[dict[str, Any]] = []
+        self._closed = False
+        self._news = News()
+        self._changed = asyncio.Condition()
+
+    async def put(self, order: dict[str, Any]) -> None:
+        self._orders.append(order)
+        await self._wake()
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._wake()
+
+    async def order(self, number: int, patience_s: float) -> tuple[dict[str, Any] | None, bool]:
+        """Order `number` (None when it has not come in time), and whether none will come."""
+        await self._wait(lambda: number < len(self._orders) or self._closed, patience_s)
+        return (self._orders[number] if number < len(self._orders) else None), self._closed
+
+    async def first_open(self) -> int:
+        """The first order that has not ended: where a group begins."""
+        return len(self._news.ends)
+
+    async def tell(self, key: str, done: int, total: int) -> None:
+        self._news.latest[key] = (done, total)
+
+    async def end(self, number: int, error: tuple[str, str] | None) -> None:
+        """Order `number` has ended."""
+        assert number == len(self._news.ends), "orders are worked off one after another"
+        self._news.ends.append(error)
+        await self._wake()
+
+    async def refuse(self, reason: str) -> None:
+        self._news.refused = self._news.refused or reason
+        await self._wake()
+
+    async def news(self, known: int, patience_s: float) -> News:
+        """What there is once more than `known` orders have ended, or after `patience_s`; ends from `known` on."""
+        await self._wait(lambda: len(self._news.ends) > known or self._news.refused is not None, patience_s)
+        latest, self._news.latest = self._news.latest, {}
+        return News(latest, self._news.ends[known:], self._news.refused)
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait(self, true: Callable[[], bool], patience_s: float) -> None:
+        async with self._changed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(true), patience_s)
+
+
+class BoardActor:
+    """A board as the driver has it; gone after the block."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self.actor: Any = ray.remote(num_cpus=0)(Board).options(max_concurrency=1000).remote()
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.actor, name).remote(*arguments))
+
+    def __enter__(self) -> BoardActor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import ray
+
+        ray.kill(self.actor)
