@@ -42,10 +42,13 @@ def run(
     targets = choose.targets(lowered, until)
     store = profile.open_store()
     store.files.probe()
-    uses.note(store.files, x.name, walk(targets))
+    code = 0
     if all(store.done(target) for target in targets):
         print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
-    elif code := _make(x, targets, store, profile, again(file, on, store_url, only, until, max_usd), max_usd):
+    else:
+        code = _make(x, targets, store, profile, again(file, on, store_url, only, until, max_usd), max_usd)
+    uses.note(store.files, x.name, walk(targets))  # what was refused at the door stands on nothing
+    if code:
         return code
     return _show(x, lowered, store, file, profile) if until is None else 0
 
