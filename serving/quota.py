@@ -28,6 +28,8 @@ SILENT_S = 2.0
 DEAD_S = 10.0
 """After so long its open calls are no longer waited for. A living one reports every second."""
 KEEPALIVE_S = 1.0
+SPREAD_S = 0.5
+"""What a worker that came late has missed is sent over more than a lease, at most so long."""
 CARRIED_S = 0.02
 """What nobody wanted is kept for so long, and not saved up: providers punish bursts."""
 
@@ -156,7 +158,7 @@ class Flow:
         entry.credit, entry.want = max(entry.credit - requests, 0), asked - requests
         entry.credit_tokens = max(entry.credit_tokens - tokens, 0.0)
         entry.want_tokens = max(entry.want_tokens - tokens, 0.0)
-        over_s = min(LEASE_S, requests * hungry / rate)
+        over_s = min(SPREAD_S, requests * hungry / rate)
         return Grant(route, requests, tokens, 0.0, over_s, 0.0, self._again_s(entry, rate))
 
     def _again_s(self, entry: _Worker, rate: float) -> float:
