@@ -20,6 +20,8 @@ from empathy.stats.contrasts import holm, sign_flip_p
 from empathy.stats.wins import Calls, calls_of, prompt_scores, summary, win_scores
 from empathy.store import Store
 
+REGIMES = ("sft", "dpo", "sft+dpo")
+"""Each is compared with those before it."""
 MISSING_LIMIT = 0.02
 """More verdicts than this share missing, and a row of the table is marked as failed."""
 
@@ -90,6 +92,16 @@ def differ_in_one(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
     return len(different) == 1 and different != ["seed"]
 
 
+def comes_first(x: Mapping[str, str], y: Mapping[str, str]) -> bool:
+    """Whether of two arms that are a contrast, in the order of the report, the first is the one that is subtracted:
+    naive from another strategy, the regime with less training from the one with more, else the earlier arm."""
+    if x.get("strategy") != y.get("strategy"):
+        return x.get("strategy") == "naive"
+    if x.get("regime") != y.get("regime"):
+        return REGIMES.index(x["regime"]) < REGIMES.index(y["regime"])
+    return True
+
+
 def _paired(ours: Table, theirs: Table) -> Contrast | None:
     mine, yours = prompt_scores(ours.calls), prompt_scores(theirs.calls)
     group = dict(zip(ours.calls.dialogues, ours.calls.groups, strict=True))
@@ -100,14 +112,14 @@ def _paired(ours: Table, theirs: Table) -> Contrast | None:
 
 
 def families(cells: Cells, tables: Iterable[Table]) -> list[list[Contrast]]:
-    """Contrasts by family: one opponent and one judge. The later arm less the earlier, or strategies less naive."""
+    """Contrasts by family: one opponent and one judge. More training less less of it, a strategy less naive."""
     by_family: dict[tuple[str, str], list[Table]] = defaultdict(list)
     for t in tables:
         by_family[t.judged.opponent, t.judge].append(t)
     found = []
     for members in by_family.values():
         pairs = [p for p in combinations(members, 2) if differ_in_one(*(cells.factors(t.arm.slot) for t in p))]
-        ordered = [(x, y) if cells.factors(y.arm.slot).get("strategy") == "naive" else (y, x) for x, y in pairs]
+        ordered = [(y, x) if comes_first(*(cells.factors(t.arm.slot) for t in (x, y))) else (x, y) for x, y in pairs]
         if contrasts := [c for pair in ordered if (c := _paired(*pair))]:
             found.append(contrasts)
     return found

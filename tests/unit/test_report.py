@@ -16,7 +16,7 @@ from empathy.records import Demonstration, Dialogue, Estimate, Logprob, Preferen
 from empathy.report.book import Book
 from empathy.report.cells import Cells, name_of
 from empathy.report.figures import Bar, draw
-from empathy.report.judged import differ_in_one
+from empathy.report.judged import comes_first, differ_in_one
 from empathy.requests import Answer, Request
 from empathy.specs import (
     CheckpointSpec,
@@ -250,6 +250,15 @@ def test_factors_that_make_a_contrast() -> None:
     assert not differ_in_one(arm | {"strategy": "combined"}, arm | {"strategy": "all_three"})
     assert not differ_in_one(arm, arm | {"seed": "1"})
     assert not differ_in_one(arm, arm | {"regime": "dpo", "student": "t"})
+
+
+def test_which_arm_of_a_contrast_is_subtracted() -> None:
+    naive = {"student": "s", "regime": "sft", "method": "improve_human", "strategy": "naive", "seed": "0"}
+    assert comes_first(naive, naive | {"regime": "sft+dpo"}), "sft+dpo less sft, of naive arms too"
+    assert not comes_first(naive | {"regime": "sft+dpo"}, naive), "in whatever order the grid names them"
+    assert comes_first(naive, naive | {"strategy": "all_three"})
+    assert not comes_first(naive | {"strategy": "all_three"}, naive)
+    assert comes_first(naive | {"teacher": "b"}, naive | {"teacher": "a"})
 
 
 def test_artifact_is_the_same_under_other_names(world: World) -> None:
