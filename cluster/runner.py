@@ -1,8 +1,8 @@
 """Makes what is missing: whatever is ready at once, each model loaded once.
 
-Sources are read first: bad data ends the run before Ray is started. Then every lane of `cluster.executors` works on its
-own thread, and this one waits, looks again at what other runs are making, and ends it all. A stage that fails stops its
-own branch; the rest is finished, and `Outcome` says what is not, and why.
+Sources are read first: bad data ends the run before anybody is asked and Ray is started. Then every lane of
+`cluster.executors` works on its own thread, and this one waits, looks again at what other runs are making, and ends it
+all. A stage that fails stops its own branch; the rest is finished, and `Outcome` says what is not, and why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from cluster.executors import LANES, Context, Lane, place_of
 from cluster.schedule import OPEN, Failure, Place, Schedule
 from cluster.session import ray_session
 from cluster.work import Needs, Work
+from empathy import doors
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 
@@ -52,8 +53,8 @@ def run(targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANE
     """Make `targets` and what they need.
 
     A stage that another run is making (its lease is held) is left to it and looked at again. Raises what is wrong with
-    a source, before anything else is begun, and KeyboardInterrupt when the process is told to end (SIGINT, SIGTERM);
-    what was finished stays, and the same call goes on from there.
+    a source, or lacks in it (`empathy.doors`), before anybody is asked, and KeyboardInterrupt when the process is told
+    to end (SIGINT, SIGTERM); what was finished stays, and the same call goes on from there.
     """
     pending = to_make(targets, context.store)
     asking = {stage.key for stage in pending if place_of(stage, lanes).lane == "asking"}
@@ -72,33 +73,39 @@ class _Run:
     """One call of `run`."""
 
     def __init__(self, work: Work, context: Context, lanes: Sequence[Lane], pending: Sequence[Stage]):
-        self.work, self.context, self.lanes = work, context, lanes
+        self.work, self.context, self.lanes, self.pending = work, context, lanes, pending
         self.sources = [stage for stage in pending if stage.kind == "dialogues"]
         self.threads: list[threading.Thread] = []
+        self.started: set[str] = set()
 
     def make(self) -> None:
         with ExitStack() as up:
             up.enter_context(_ended_by_signals())
             up.callback(self._end)
-            self._start(on_ray=False)
+            reading = {place_of(stage, self.lanes).lane for stage in self.sources}
+            self._start(lambda lane: lane.name in reading)
             self._read_sources()
+            doors.check_ratings(self.pending, self.context.store)
+            self._start(lambda lane: not lane.on_ray(self.context))
             if self._start_is_due():
                 up.enter_context(ray_session(self.context.profile))
                 up.enter_context(_ended_by_signals())  # Ray has set a handler of its own
                 up.callback(self._end)  # before Ray is taken down
-                self._start(on_ray=True)
+                self._start(lambda lane: lane.on_ray(self.context))
             self._follow()
         if self.work.broken is not None:
             raise self.work.broken
 
-    def _start(self, on_ray: bool) -> None:
-        """A thread for each lane that has anything to make, or for each of its models."""
+    def _start(self, due: Callable[[Lane], bool]) -> None:
+        """A thread for each lane that is `due`, not yet started and has anything to make, or for each of its
+        models."""
         places: dict[str, list[Place]] = defaultdict(list)
         for place in sorted(self.work.schedule.places(), key=lambda p: p.model):
             places[place.lane].append(place)
         for lane in self.lanes:
-            if lane.on_ray(self.context) != on_ray or not places[lane.name]:
+            if lane.name in self.started or not due(lane) or not places[lane.name]:
                 continue
+            self.started.add(lane.name)
             groups = [[p] for p in places[lane.name]] if lane.a_thread_a_model else [places[lane.name]]
             for group in groups:
                 self._thread(lane, group)

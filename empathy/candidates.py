@@ -67,6 +67,10 @@ class Choice:
             rows = rated(rows, who)
         return int(self._wanted(rows)["wanted"].sum())
 
+    def refuse_unrated(self, cases: pl.DataFrame) -> None:
+        """Raises ValueError naming the first case whose selection hangs on a rating that nobody gave."""
+        self._wanted(cases)
+
     def _wanted(self, cases: pl.DataFrame) -> pl.DataFrame:
         rows = cases.with_columns(wanted=self._selects)
         if not self._scored:

@@ -58,6 +58,21 @@ def joined(dialogues: pl.DataFrame, learned: pl.DataFrame | None, initial: pl.Da
     return _with(rows, _told(initial, "initial").drop("model", "text", "sample").unique("dialogue_id", keep="first"))
 
 
+def answers(dialogues: pl.DataFrame, responder: str) -> pl.DataFrame:
+    """What a responder of the data said to each dialogue, as replies; of nobody in particular ("") any text: it is
+    still to be asked for."""
+    if not responder:
+        said: pl.Expr = pl.lit("to be asked for")
+    else:
+        said = pl.col("human_reply") if responder == HUMAN else _value("recorded", responder)
+    rows = dialogues.select(dialogue_id="id", text=said.cast(pl.String))
+    return rows.with_columns(
+        model=pl.lit(responder or None, pl.String),
+        sample=pl.lit(0, pl.Int64),
+        dropped=pl.when(pl.col("text").is_null()).then(pl.lit("not_recorded")),
+    )
+
+
 def _about(who: str, needs: Collection[str]) -> bool:
     return f"{who}_rating" in needs or f"{who}_mark" in needs
 

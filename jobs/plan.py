@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from cluster import profile as profiles
 from cluster.profile import Profile
-from empathy import experiment
+from empathy import doors, experiment
 from empathy.experiment import Experiment
 from empathy.lower import Cell, Lowered
 from empathy.specs import KINDS
@@ -57,6 +57,7 @@ def text(
     stages = list(walk(targets))
     finished = store.finished(stages)
     to_make = missing(targets, lambda stage: stage.key in finished)
+    doors.check_ratings(to_make, store)
     view = View(stages, finished, store)
     lines = [
         f"{x.name}: {x.question}",

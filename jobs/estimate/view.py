@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from empathy.doors import TO_ASK, recorded
 from empathy.records import HUMAN, Dialogue, Reply
 from empathy.specs import ExamplesSpec, ImproveLlm, Pooled, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
@@ -103,7 +104,7 @@ class View:
             for_sft = round(spec.method.sft_share * n)
             whole = spec.purpose == "heldout"
             return each * (n if whole else for_sft if spec.objective == "sft" else n - for_sft)
-        return each * self._chosen(stage, _recorded(learned), _recorded(initial))
+        return each * self._chosen(stage, recorded(learned), recorded(initial))
 
     def _chosen(self, stage: Stage, learned: str | None, initial: str | None) -> int:
         """Dialogues that the method selects. Whose replies were recorded decides, and not what is still to be asked
@@ -131,19 +132,6 @@ def samples(replies: Stage) -> int:
 
 def _pooled(replies: Stage) -> list[str]:
     return [name for name in replies.inputs if name.startswith("of:")]
-
-
-TO_ASK = ""
-"""In the place of a recorded responder: replies that are still to be asked for."""
-
-
-def _recorded(replies: Stage | None) -> str | None:
-    """Whose recorded replies a stage has; None without a stage."""
-    if replies is None:
-        return None
-    spec = replies.spec
-    assert isinstance(spec, RepliesSpec)
-    return spec.responder.responder if isinstance(spec.responder, Recorded) else TO_ASK
 
 
 def _said(responder: str | None, dialogue: Dialogue) -> Reply | None:

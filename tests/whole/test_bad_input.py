@@ -59,6 +59,12 @@ def leaking(text: str, folder: Path) -> str:
     return text.replace('{ type = "random", test_fraction = 0.25 }', '{ type = "official" }')
 
 
+def unrated(text: str, folder: Path) -> str:
+    """Nobody rated the human replies, and a method that selects by those."""
+    written(folder, [{name: value for name, value in row.items() if name != "ratings"} for row in rows_of(folder)])
+    return text.replace('method = "direct"', 'method = "improve_human"\nstrategy = "naive"')
+
+
 CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "misspelt field": (
         swapped("max_length_tokens = 250", "max_lenght_tokens = 250"),
@@ -94,6 +100,16 @@ CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
         leaking,
         ("data.source", "test dialogues inside training", "d0#turn2", "on one side"),
     ),
+    "no ratings to select by": (
+        unrated,
+        (
+            "dialogue 'd",
+            "its human reply has no rating",
+            "a source with ratings",
+            "let a judge rate",
+            "unrated_is_good",
+        ),
+    ),
 }
 
 
@@ -123,7 +139,8 @@ def test_bad_input_is_refused_before_anything_is_spent(
         assert words in message
     assert "Traceback" not in message
     assert message.count("\n") <= 3, "one message"
-    assert not list(Store.open(str(store)).artifacts("replies"))
+    made = [a.identity["spec"]["responder"]["type"] for a in Store.open(str(store)).artifacts("replies")]
+    assert set(made) <= {"recorded"}
     assert not list(store.glob("ledger/**/*.*")), "nothing was asked"
 
 

@@ -1,0 +1,75 @@
+"""What is looked at as soon as the dialogues are read, before anybody is asked: whether what will be asked for can be
+used at all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from empathy.specs import ExamplesSpec, Recorded, RepliesSpec
+from empathy.stages import Stage
+
+if TYPE_CHECKING:  # slow to load, and planning seldom needs them
+    import polars as pl
+
+    from empathy.candidates import Choice
+    from empathy.store import Store
+
+TO_ASK = ""
+"""In the place of a recorded responder: replies that are still to be asked for."""
+
+
+def recorded(replies: Stage | None) -> str | None:
+    """Whose recorded replies a stage has; TO_ASK of any other, None without a stage."""
+    if replies is None:
+        return None
+    spec = replies.spec
+    assert isinstance(spec, RepliesSpec)
+    return spec.responder.responder if isinstance(spec.responder, Recorded) else TO_ASK
+
+
+def check_ratings(pending: Iterable[Stage], store: Store) -> None:
+    """Raises ValueError, naming the first dialogue, where a pending set of examples selects by a rating that nobody
+    gave. Sets whose dialogues are not made yet are not looked at, nor those that a judge's scores decide.
+
+    Of each part of the dialogues a few columns are read, once for all sets: sets that differ in what is asked for alone
+    (strategies, wordings) select alike.
+    """
+    sets: dict[Stage, dict[str, ExamplesSpec]] = defaultdict(dict)
+    learned: dict[str, str | None] = {}
+    for stage in pending:
+        if isinstance(stage.spec, ExamplesSpec) and stage.spec.good is None:
+            who = recorded(stage.inputs.get("replies"))
+            ours = stage.spec
+            alike = repr((ours.method, ours.objective, ours.purpose, ours.split, who))
+            sets[stage.inputs["dialogues"]][alike], learned[alike] = ours, who
+    for dialogues, specs in sets.items():
+        asked = [(spec, learned[alike]) for alike, spec in specs.items()]
+        _check(dialogues, asked, store)
+
+
+def _check(dialogues: Stage, asked: list[tuple[ExamplesSpec, str | None]], store: Store) -> None:
+    from empathy.candidates import Choice
+    from empathy.cases import columns
+
+    rated = [(Choice(spec), spec.split, who) for spec, who in asked]
+    rated = [row for row in rated if any(name.endswith(("_rating", "_mark")) for name in row[0].needs)]
+    artifact = store.find(dialogues.kind, dialogues.key) if rated else None
+    if artifact is None:
+        return
+    names = ["id", "split", "human_reply", "ratings"]
+    names += ["recorded"] if any(who for _, _, who in rated) else []
+    for part in range(len(artifact.parts)):
+        rows = columns(artifact, part, names)
+        for choice, side, who in rated:
+            _refuse_unrated(choice, rows.filter(split=side), who)
+
+
+def _refuse_unrated(choice: Choice, dialogues: pl.DataFrame, learned: str | None) -> None:
+    from empathy.cases import answers, joined, rated
+
+    rows = joined(dialogues, None if learned is None else answers(dialogues, learned), None)
+    for who in ("human", "learned"):
+        rows = rated(rows, who)
+    choice.refuse_unrated(rows)

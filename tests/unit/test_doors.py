@@ -1,0 +1,124 @@
+"""What is refused once the dialogues are read, before anybody is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import runner
+from cluster.executors import LANES, Context, Lane
+from cluster.profile import Asking, Profile
+from cluster.progress import Progress
+from empathy import dialogues
+from empathy.doors import check_ratings
+from empathy.lower import lower
+from empathy.records import Dialogue
+from empathy.sources import parse
+from empathy.specs import (
+    Direct,
+    ExamplesSpec,
+    Human,
+    ImproveHuman,
+    ImproveLlm,
+    RandomSplit,
+    Recorded,
+    RepliesSpec,
+    Teacher,
+)
+from empathy.stages import Stage, missing
+from empathy.store import Store
+from tests.experiments import tiny
+
+SOURCE = {"type": "jsonl", "recorded_replies": ["m"]}
+ASKED = Teacher(provider="p", model="t", turns=("{dialogue}",))
+
+
+def made(folder: Path, *ratings: dict[str, int]) -> tuple[Stage, Store]:
+    """The dialogues stage of d0, d1, ... rated so, a part each."""
+    rows = [
+        {
+            "id": f"d{k}",
+            "turns": [{"role": "user", "content": f"my worry number {k}"}],
+            "human_reply": f"human {k}",
+            "recorded": {"m": f"m {k}"},
+            "ratings": rated,
+        }
+        for k, rated in enumerate(ratings)
+    ]
+    (folder / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stage = dialogues.stage(
+        parse(SOURCE | {"path": str(folder / "d.jsonl")}), RandomSplit(test_fraction=0.0), part_rows=1
+    )
+    store = Store.open(str(folder / "store"))
+    dialogues.make(stage, store, store.writer(stage))
+    return stage, store
+
+
+def sets(of: Stage, method: Any, responder: Any, **more: Any) -> Stage:
+    inputs = {"dialogues": of}
+    if responder is not None:
+        inputs["replies"] = Stage(RepliesSpec(responder=responder), {"dialogues": of})
+    return Stage(ExamplesSpec(method=method, objective=more.pop("objective", "sft"), **more), inputs)
+
+
+GOOD, BOTH = {"human": 3}, {"human": 3, "m": 3}
+
+
+@pytest.mark.parametrize(
+    ("method", "responder", "ratings", "who"),
+    [
+        (ImproveHuman(), ASKED, [GOOD, GOOD, {}], "'d2': its human"),
+        (ImproveHuman(), ASKED, [GOOD, GOOD, GOOD], None),
+        (ImproveLlm(), ASKED, [{}, GOOD], "'d0': its human"),
+        (ImproveLlm(division="random"), ASKED, [{}, {}], None),
+        (Human(), None, [{}], None),
+        (Human(least_rating=2), None, [GOOD, {}], "'d1': its human"),
+        (Direct(), Recorded(responder="m"), [BOTH, BOTH], None),
+        (Direct(), Recorded(responder="m"), [BOTH, GOOD], "'d1': its learned"),
+        (Direct(), ASKED, [BOTH], "'d0': its learned"),
+        (Direct(unrated_is_good=True), ASKED, [{}], None),
+    ],
+)
+def test_a_set_is_refused_where_a_rating_that_it_selects_by_is_not_there(
+    method: Any, responder: Any, ratings: list[dict[str, int]], who: str | None, tmp_path: Path
+) -> None:
+    of, store = made(tmp_path, *ratings)
+    wanted = sets(of, method, responder)
+    if who is None:
+        check_ratings([wanted], store)
+        return
+    with pytest.raises(ValueError, match=f"dialogue {who} reply has no rating to select by; use a source with ratings"):
+        check_ratings([wanted], store)
+
+
+def test_a_judges_scores_the_other_side_and_dialogues_not_made_are_not_looked_at(tmp_path: Path) -> None:
+    of, store = made(tmp_path, {})
+    check_ratings([sets(of, ImproveHuman(), ASKED, good=4.0)], store)
+    check_ratings([sets(of, ImproveHuman(), ASKED, objective="dpo", purpose="heldout", split="test")], store)
+    check_ratings([sets(of, ImproveHuman(), ASKED)], Store.open(str(tmp_path / "empty")))
+
+
+def test_a_run_asks_nobody_when_ratings_are_lacking(tmp_path: Path) -> None:
+    """The teacher is asked from the driver, without Ray: its lane could begin as soon as the dialogues are there."""
+    arms = [{"method": "improve_human", "strategy": "naive"}]
+    x = tiny(tmp_path, arms=arms)
+    file = tmp_path / "dialogues.jsonl"
+    rows = [json.loads(line) | {"ratings": {}} for line in file.read_text().splitlines()]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    store = Store.open(str(tmp_path / "store"))
+    asked: list[str] = []
+    lanes = [
+        lane
+        if lane.name != "asking"
+        else Lane("asking", lane.model_of, lambda *a: asked.append("asked"), lambda c: False)
+        for lane in LANES
+    ]
+    report = lower(x).report
+    with pytest.raises(ValueError, match="its human reply has no rating"):
+        runner.run([report], Context(store, Profile(ask=Asking(workers=0)), Progress(out=lambda line: None)), lanes)
+    assert not asked
+    assert all(s.kind != "dialogues" for s in missing([report], store.done)), "the dialogues stay"
+    assert next(iter(store.get(report.inputs["dialogues"]).read(Dialogue))).ratings == {}
