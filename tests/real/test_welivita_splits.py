@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from empathy import dialogues, examples, replies, screens
+from empathy import dialogues, examples, experiment, replies, screens
 from empathy.records import Demonstration, Dialogue, Preference, Reply
 from empathy.sources import parse
 from empathy.specs import (
@@ -87,6 +87,18 @@ def test_ratings_and_words(store: Store, paper: Stage, responder: str) -> None:
     words = [len(r.text.split()) for r in store.get(recorded(store, paper, responder)).read(Reply)]
     assert len(words) == 2000
     assert round(sum(words) / 2000, 1) == MEAN_WORDS[responder]
+
+
+@pytest.mark.parametrize("responder", GOOD_SFT_DPO)
+def test_the_screens_of_the_papers_grid_drop_no_recorded_reply_that_is_learned(
+    store: Store, paper: Stage, responder: str
+) -> None:
+    learned, (_, sft, dpo) = recorded(store, paper, responder), GOOD_SFT_DPO[responder]
+    names = experiment.load(Path(__file__).parents[2] / "jobs" / "experiments" / "paper.toml").data.screens
+    for objective, rows in (("sft", 2 * sft), ("dpo", dpo)):
+        spec = ExamplesSpec(method=Direct(), objective=objective, screens=names)  # type: ignore[arg-type]
+        stage = make(store, Stage(spec, {"dialogues": paper, "replies": learned}))
+        assert (store.get(stage).rows, store.get(stage).meta["dropped"]) == (rows, {})
 
 
 @pytest.mark.parametrize("responder", GOOD_SFT_DPO)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from empathy import experiment, prompts
+from empathy import experiment, prompts, screens
 from empathy.files import open_files
 from empathy.lower import Cell, Lowered, lower
 from empathy.specs import ExamplesSpec, Pooled, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
@@ -153,6 +153,21 @@ def test_students_see_the_conversation_alone(paper: Lowered) -> None:
             assert stage.spec.system is None
         if isinstance(who := responder(stage), Student):
             assert who.system is None
+
+
+def test_training_sets_are_screened_and_held_out_ones_are_not(paper: Lowered) -> None:
+    for stage in stages(paper):
+        if isinstance(stage.spec, ExamplesSpec):
+            held = {"cut_off", "near_duplicate"} if stage.spec.purpose == "train" else set(screens.NAMES)
+            assert set(screens.NAMES) - set(stage.spec.screens) == held, stage
+    small = experiment.load(FOLDER / "paper_small.toml")
+    assert set(small.data.screens) == set(screens.NAMES)
+
+
+def test_the_docs_list_every_screen() -> None:
+    text = (FOLDER.parents[1] / "docs" / "stages.md").read_text()
+    listed = text.partition("## Screens")[2].partition("\n## ")[0]
+    assert [line.split("`")[1] for line in listed.splitlines() if line.startswith("| `")] == list(screens.NAMES)
 
 
 def test_the_small_grid_is_the_papers_on_one_small_student(data: Path) -> None:
