@@ -12,7 +12,7 @@ from serving.claiming import Claiming
 from serving.lines import Line
 from serving.permits import Permits
 from serving.prices import Price
-from serving.providers import Provider, ProviderStopped, Retry
+from serving.providers import Provider, ProviderDown, ProviderStopped, Retry
 from serving.queues import Permit
 from serving.quota import Route
 
@@ -102,6 +102,13 @@ class Calls:
             counts.limited += outcome.limited
             counts.unknown += outcome.unknown
             wait_s = _wait_s(provider, outcome, sent)
+            if outcome.limited and time.monotonic() - first_failed_at + wait_s > provider.patience_s:
+                wished = f" and asks for {wait_s:,.0f} s of silence" if wait_s else ""
+                raise ProviderDown(  # no row is to blame, and all others wait behind this one
+                    f"{provider.named} limits the rate{wished}: {sent} attempts of one request came to nothing within "
+                    f"{provider.patience_s:,.0f} s ({outcome.reason}). What was answered is kept; start again later, "
+                    "or ask for a higher limit."
+                )
             if failed >= provider.attempts or time.monotonic() - first_failed_at + wait_s > provider.patience_s:
                 refused = f"no answer after {sent} attempts: {outcome.reason}"
                 return Answer("", "refused", refused=refused, attempts=sent), True

@@ -13,6 +13,10 @@ from serving.quota import Limit
 
 BREAK_AFTER = 5
 """So many rows in a row without any answer: the provider is down."""
+MOST_BYTES = 8 << 20
+"""No completion is longer; the ledger's lines must be shorter than 64 MiB."""
+SHORTEST_SECRET = 16
+"""A key like "EMPTY" or "test" (servers of one's own want any) is no secret, and is a word that replies may hold."""
 REFUSED_AT_FIRST = 20
 """So many rows refused and none answered yet: it is the request that is wrong, not the rows."""
 
@@ -39,16 +43,17 @@ class Line:
 
     def _hidden(self, raw: bytes) -> bytes:
         """`raw` without the key: no error, log or reply shall carry it."""
-        return raw.replace(self._key.encode(), b"(secret)") if self._key else raw
+        secret = self._key is not None and len(self._key) >= SHORTEST_SECRET
+        return raw.replace(str(self._key).encode(), b"(secret)") if secret else raw
 
     async def attempt(self, request: Request, body: bytes) -> tuple[Answer | Retry, Limit | None]:
         """Send once: what came of it, and the limits that the provider told."""
         try:
             async with self.session.post(self.provider.url, data=body, allow_redirects=False) as response:
-                raw = await response.read()
+                raw = await _read(response)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:  # what another attempt may heal
             billed = not isinstance(error, aiohttp.ClientConnectorError)
-            said = self._hidden(f"{type(error).__name__}: {error}".encode())[:200].decode().rstrip(": ")
+            said = self._hidden(f"{type(error).__name__}: {error}".encode())[:200].decode(errors="replace").rstrip(": ")
             return Retry(said, unknown=billed), None
         outcome = read_reply(self.provider, request, response.status, response.headers, self._hidden(raw))
         return outcome, announced_limit(response.headers)
@@ -70,3 +75,13 @@ class Line:
                     f"{self.provider.named} refused the first {REFUSED_AT_FIRST} requests, the last one: "
                     f"{answer.refused}. Check the model's name and parameters."
                 )
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body. Raises ClientPayloadError for one that is too long, before memory is full of it."""
+    raw = bytearray()
+    async for piece in response.content.iter_any():
+        raw += piece
+        if len(raw) > MOST_BYTES:
+            raise aiohttp.ClientPayloadError(f"the reply is longer than {MOST_BYTES >> 20} MiB")
+    return bytes(raw)

@@ -5,6 +5,7 @@ The rules here are pure: from status, headers and body to an Answer, a wait, or 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -93,6 +94,8 @@ class Provider:
             return None
         if not found:
             raise ValueError(f"{self.named} needs an API key: put it into {self.secret_named}")
+        if not found.isprintable() or " " in found:
+            raise ValueError(f"{self.named}: the key in {self.secret_named} holds a blank or a line break; put one key")
         return found
 
     def accepts(self, asked: str, served: str | None) -> bool:
@@ -156,12 +159,17 @@ def read_reply(
     raise ProviderStopped(f"{provider.named} answered {status}, which is no API's answer: {said}")
 
 
+MOST_TOKENS = 1 << 32
+"""No one reply has so many: whoever counts more, or fewer than none, has not counted."""
+
+
 def _completion(raw: bytes) -> Answer | Retry:
     try:
         body: Any = orjson.loads(raw)
         choice = body["choices"][0]
-        message, usage = choice["message"], body.get("usage") or {}
-        text, refusal = message.get("content") or "", message.get("refusal")
+        message = choice["message"]
+        text, refusal = message.get("content"), message.get("refusal")
+        finish, served, usage = choice.get("finish_reason"), body.get("model"), body.get("usage")
     except (
         orjson.JSONDecodeError,
         KeyError,
@@ -170,17 +178,24 @@ def _completion(raw: bytes) -> Answer | Retry:
         AttributeError,
     ):  # a proxy's page, or a reply cut off
         return Retry(f"no completion in the reply: {_shown(raw)}", broken=True)
-    finish = choice.get("finish_reason") or "stop"
+    if not all(isinstance(said, str | None) for said in (text, refusal, finish, served)):
+        return Retry(f"a completion's content, refusal, finish_reason or model is no text: {_shown(raw)}", broken=True)
     if finish == "content_filter":
         refusal = refusal or "content filter"
     return Answer(
-        text=text,
-        finish_reason=finish,
-        model_served=body.get("model") or None,
-        tokens_in=usage.get("prompt_tokens"),
-        tokens_out=usage.get("completion_tokens"),
+        text=text or "",
+        finish_reason=finish or "stop",
+        model_served=served or None,
+        tokens_in=_tokens(usage, "prompt_tokens"),
+        tokens_out=_tokens(usage, "completion_tokens"),
         refused=refusal or None,
     )
+
+
+def _tokens(usage: Any, name: str) -> int | None:
+    """None, unknown, for what is no count: a negative one would give dollars back."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count < MOST_TOKENS else None
 
 
 def message(raw: bytes) -> str:
@@ -208,12 +223,13 @@ def retry_after_s(value: str | None, now_s: float | None = None) -> float | None
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        wished_s = float(value)
+        return None if math.isnan(wished_s) else max(0.0, wished_s)
     except ValueError:  # then it should be a date
         pass
     try:
         when = parsedate_to_datetime(value).timestamp()
-    except ValueError:  # neither: as if absent
+    except (ValueError, OverflowError):  # neither: as if absent
         return None
     return max(0.0, when - (time.time() if now_s is None else now_s))
 

@@ -20,11 +20,12 @@ from empathy.files import Files, open_files
 from empathy.records import Turn
 from empathy.requests import Answer, Asking, Request
 from serving.budget import BudgetSpent
+from serving.calls import Bill
 from serving.client import Counts, drive
 from serving.ledger import Ledger
 from serving.limits import Limits
 from serving.prices import Price, Prices
-from serving.providers import Provider, ProviderDown, ProviderStopped, read_reply, retry_after_s
+from serving.providers import Provider, ProviderDown, ProviderStopped, Retry, read_reply, retry_after_s
 from serving.quota import Authority, Here, Limit
 from serving.scripted import Fault, Faults, Scripted
 
@@ -300,6 +301,107 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert [retry_after_s(v) for v in (None, "soon", "")] == [None, None, None]
 
 
+def test_a_retry_after_that_is_no_number_is_as_if_absent() -> None:
+    assert [retry_after_s(v) for v in ("nan", "Wed, 21 Oct 99999999 07:28:00 GMT")] == [None, None]
+
+
+def completion(message: Any, **fields: Any) -> bytes:
+    body = {"model": "rule-teacher-1", "choices": [{"message": message, "finish_reason": "stop"}]}
+    return orjson.dumps(body | fields)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        [1],
+        "5",
+        {"prompt_tokens": "5", "completion_tokens": "3"},
+        {"prompt_tokens": -5000, "completion_tokens": -3000},
+        {"prompt_tokens": 5.5, "completion_tokens": 1e3},
+        {"prompt_tokens": True, "completion_tokens": 10**18},
+    ],
+)
+def test_what_is_no_count_of_tokens_is_unknown(usage: Any) -> None:
+    raw = completion({"content": "Oh."}, usage=usage)
+    answer = read_reply(Provider("p", "http://x"), request(1), 200, {}, raw)
+    assert isinstance(answer, Answer)
+    assert (answer.text, answer.tokens_in, answer.tokens_out) == ("Oh.", None, None)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        completion({"content": 5}),
+        completion({"content": [{"type": "text", "text": "Oh."}]}),
+        completion({"content": "Oh.", "refusal": True}),
+        completion({"content": "Oh."}, model=5),
+        completion({"content": "Oh."}, choices=[{"message": {"content": "Oh."}, "finish_reason": {"a": 1}}]),
+    ],
+)
+def test_what_is_no_text_is_no_completion(raw: bytes) -> None:
+    """The ledger would keep it, and every later run would fall over it."""
+    outcome = read_reply(Provider("p", "http://x"), request(1), 200, {}, raw)
+    assert isinstance(outcome, Retry)
+    assert outcome.broken
+
+
+def test_counts_below_nothing_give_no_dollars_back(scripted: Callable[..., Scripted], files: Files) -> None:
+    """A server that counts -5,000 tokens must not lift the cap: each reply costs the most that it may."""
+    server, quota = scripted(), capped(50.0)
+    asked = read_reply(
+        provider(server),
+        request(1),
+        200,
+        {},
+        completion({"content": "Oh."}, usage={"prompt_tokens": -5000, "completion_tokens": 1}),
+    )
+    bill = Bill.of(quota.prices.of("scripted", request(1).model), request(1), b"x" * 400)
+    assert bill.usd(asked) == bill.most_usd > 0
+
+
+def test_a_key_of_two_lines_is_refused_before_anything_is_sent(
+    scripted: Callable[..., Scripted], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", f"{KEY}\nsecond")
+    server = scripted()
+    with pytest.raises(ValueError, match="TEACHER_KEY holds a blank or a line break") as told:
+        run(rows(1), provider(server, key_env="TEACHER_KEY"), files)
+    assert KEY not in str(told.value)
+    assert server.counts()["total"] == 0
+
+
+def test_a_short_key_is_a_word_that_replies_may_hold(
+    scripted: Callable[..., Scripted], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "EMPTY", "test" or "a" are what servers of one's own are told: nothing is blotted out of their replies."""
+    plain = run(rows(1), provider(scripted()), files)["1"]
+    monkeypatch.setenv("TEACHER_KEY", "a")
+    keyed = run(rows(1), provider(scripted(), key_env="TEACHER_KEY"), open_files(f"{files.root}/other"))["1"]
+    assert keyed.text == plain.text
+
+
+def test_a_long_silence_ends_the_run_and_costs_no_row(scripted: Callable[..., Scripted], files: Files) -> None:
+    """A day's Retry-After: nobody waits for it, and no row is given up."""
+    server = scripted(fault="429", first=1000, retry_after="86400")
+    with pytest.raises(ProviderDown, match="limits the rate and asks for 86,400 s of silence"):
+        run(rows(*range(8)), provider(server), files)
+
+
+def test_a_limit_that_does_not_end_ends_the_run(scripted: Callable[..., Scripted], files: Files) -> None:
+    server = scripted(fault="429", first=1000)
+    with pytest.raises(ProviderDown, match="attempts of one request came to nothing within 1 s"):
+        run(rows(1, 2), provider(server, patience_s=1.0), files)
+
+
+def test_a_reply_longer_than_any_completion_is_not_read_to_its_end(
+    scripted: Callable[..., Scripted], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.lines.MOST_BYTES", 100)
+    answer = run(rows(1), provider(scripted(), attempts=2), files)["1"]
+    assert answer.refused is not None
+    assert "the reply is longer" in answer.refused
+
+
 def test_a_quota_that_is_used_up_is_no_rate_limit() -> None:
     body = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}'
     with pytest.raises(ProviderStopped, match=r"402.*balance"):
@@ -357,7 +459,11 @@ def spend(askings: Sequence[tuple[str, Asking[Any]]], place: Provider, files: Fi
 
     async def both() -> None:
         with Ledger(files) as one, Ledger(files) as other:
-            await asyncio.gather(worker(askings[::2], one), worker(askings[1::2], other))
+            ended = await asyncio.gather(
+                worker(askings[::2], one), worker(askings[1::2], other), return_exceptions=True
+            )  # no ledger is closed while the other worker uses it
+        for error in filter(None, ended):
+            raise error
 
     asyncio.run(both())
     assert stopped == ends
