@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -100,8 +101,8 @@ class ProviderPlace(RateLimit):
     """How to reach a provider that experiments name, and what it allows for each model (`limits` for single ones)."""
 
     base_url: str | None = None
-    key_env: str | None = None
-    """The environment variable that holds the API key; None for servers that want none."""
+    key_env: str | None = Field(None, pattern=r"^[A-Z_][A-Z0-9_]*$")
+    """The environment variable that holds the API key (its name, never the key); None for servers that want none."""
     engine: str | None = None
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
     in_flight: int | None = Field(None, ge=1)
@@ -123,7 +124,22 @@ class ProviderPlace(RateLimit):
             raise ValueError(
                 "give either base_url (a server that is there) or engine (a model to serve), not both or neither"
             )
+        if self.base_url is not None:
+            _check_url(self.base_url)
         return self
+
+
+def _check_url(url: str) -> None:
+    """Raises ValueError for what no request can be sent to, and for a password in it: reports and logs show the URL."""
+    try:
+        parts = urlsplit(url)
+        there = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no port
+        there = False
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ValueError("base_url: put no user or password into it; name an environment variable with key_env")
+    if not there:
+        raise ValueError(f"base_url = {url!r}: no server's address; give one like https://HOST:PORT/v1")
 
 
 KNOWN_PROVIDERS = {
@@ -154,6 +170,12 @@ class Profile(Section):
     gpu: Gpu = Gpu()
     prices: dict[str, Price] = {}
     """By model, or by "PROVIDER/MODEL"; they win over the list that ships (serving/prices.toml)."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Profile:
+        if EMBEDDED in self.providers:
+            raise ValueError(f"providers.{EMBEDDED}: is the name of the provider that every run brings; take another")
+        return self
 
     @property
     def price_list(self) -> Prices:
@@ -189,7 +211,9 @@ def load(path: str | None, store: str | None = None) -> Profile:
     if path is not None:
         shipped = Path(__file__).parent.parent / "infra" / "profiles" / f"{path}.toml"
         profile = documents.load(Profile, shipped if shipped.is_file() else path)
-    chosen = store or profile.store
+    chosen = profile.store if store is None else store
+    if not chosen.strip() or not chosen.isprintable():
+        raise ValueError(f"store = {chosen!r}: names nothing; give a folder or s3://bucket/prefix")
     if "://" not in chosen:
         chosen = str(Path(chosen).expanduser().absolute())
     return profile.model_copy(update={"store": chosen})

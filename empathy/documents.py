@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,6 +11,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
+_SECRET_FIELD = re.compile(r"(?i)(^|_)(key|key_env|token|auth\w*)$|secret|passw|credential")
+_SECRET_VALUE = re.compile(r"(?i)\b(sk-|gsk_|hf_|AIza|AKIA|bearer\s)[\w\-.]{6,}|://[^/\s'\"]*@")
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -40,27 +43,37 @@ def _value(data: Any, loc: tuple[int | str, ...]) -> Any:
     return data
 
 
+def _shown(loc: tuple[int | str, ...], value: Any) -> str:
+    """The value, unless it may be a secret that somebody put into the file: messages end in logs."""
+    said = repr(value)
+    hidden = isinstance(value, str) and loc and _SECRET_FIELD.search(str(loc[-1]))
+    return "(not shown: it may be a secret)" if hidden or _SECRET_VALUE.search(said) else said
+
+
 def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:
     """One line a problem: field path, value, remedy."""
     lines = []
-    for item in error.errors():
+    found = error.errors()
+    for item in found:
         loc, kind = item["loc"], item["type"]
-        where = ".".join(str(p) for p in loc)
+        if kind == "too_short" and any(e["loc"][: len(loc)] == loc and e is not item for e in found):
+            continue  # an item that is wrong is not counted, and the list is blamed for that too
+        where = ".".join(str(p) for p in loc if p != "[key]")
         if kind == "extra_forbidden":
             names = _fields_at(model, loc)
             close = difflib.get_close_matches(str(loc[-1]), names, 1)
             hint = f", did you mean {close[0]!r}?" if close else "."
-            lines.append(f"{where} = {item['input']!r}: no such field{hint} Fields here: {', '.join(names)}")
+            lines.append(f"{where} = {_shown(loc, item['input'])}: no such field{hint} Fields here: {', '.join(names)}")
         elif kind == "missing":
             lines.append(f"{where}: is missing; add it")
         elif kind == "union_tag_invalid":
             context = item["ctx"]
             lines.append(f"{where}.type = {context['tag']!r}: unknown; one of {context['expected_tags']}")
         elif kind == "union_tag_not_found":
-            lines.append(f"{where} = {_value(data, loc)!r}: needs a type, e.g. {{ type = ... }}")
+            lines.append(f"{where} = {_shown(loc, _value(data, loc))}: needs a type, e.g. {{ type = ... }}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where} = {item['input']!r}: {message}" if where else message)
+            lines.append(f"{where} = {_shown(loc, item['input'])}: {message}" if where else message)
     return lines
 
 
@@ -79,7 +92,9 @@ def load(model: type[M], path: str | Path) -> M:
         near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ValueError(f"file = {str(path)!r}: does not exist" + (f"; there are {', '.join(near)}" if near else ""))
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not valid TOML: too many brackets inside brackets") from None
     return validate(model, data, str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -15,7 +16,7 @@ from empathy import documents, prompts
 from empathy.experiment.arms import Arms, Grid, Regime
 from empathy.experiment.asked import Judging, Ratings, Teacher
 from empathy.experiment.data import Data
-from empathy.experiment.sections import Section
+from empathy.experiment.sections import Section, Seed
 from empathy.experiment.students import DpoOptimiser, Generate, Raise, StudentModel, Train
 from empathy.specs import METHODS
 
@@ -39,18 +40,22 @@ __all__ = [
 ]
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""A word that can name a folder, a model behind an endpoint and a student of the grid."""
+
+
 class Report(Section):
     """How the numbers are made."""
 
-    bootstrap: int = Field(10_000, ge=100)
-    seed: int = 0
+    bootstrap: int = Field(10_000, ge=100, le=1_000_000)
+    seed: Seed = 0
     examples_shown: int = Field(5, ge=0)
 
 
 class Experiment(Section):
     """The whole file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=NAME, max_length=100)
     question: str
     expect: str = ""
     differs: str = ""
@@ -58,7 +63,7 @@ class Experiment(Section):
     data: Data
     teacher: Teacher | None = None
     ratings: Ratings | None = None
-    students: dict[str, StudentModel] = Field(min_length=1)
+    students: dict[Annotated[str, Field(pattern=NAME, max_length=100)], StudentModel] = Field(min_length=1)
     train: Train = Train()
     generate: Generate = Generate()
     judge: Judging
@@ -71,6 +76,12 @@ class Experiment(Section):
         unknown = [n for n in self.grid.student if n not in self.students]
         if unknown:
             raise ValueError(f"grid.student = {unknown[0]!r}: no such student; there are {', '.join(self.students)}")
+        for name, student in self.students.items():
+            if student.init == "random" and self.train.max_length_tokens > student.size.positions:
+                raise ValueError(
+                    f"train.max_length_tokens = {self.train.max_length_tokens}: students.{name} has "
+                    f"{student.size.positions} positions (size.positions); make them as many, or train on less"
+                )
         for arms in self.arms:
             self._check_teachers(arms)
             self._check_strategies(arms)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from empathy.experiment.sections import LISTED, Section
+from empathy.experiment.sections import LISTED, Section, Seed
 from empathy.specs import METHODS
 
 Regime = Literal["sft", "dpo", "sft+dpo"]
@@ -17,7 +17,7 @@ class Arms(Section):
     """Some arms: the product of its lists. `teacher` names responders recorded with the data, or the `[teacher]`
     model."""
 
-    method: Annotated[tuple[str, ...], LISTED]
+    method: Annotated[tuple[str, ...], LISTED] = Field(min_length=1)
     teacher: Annotated[tuple[str, ...], LISTED] = ()
     strategy: Annotated[tuple[str, ...], LISTED] = ()
     """Prompts (`empathy.prompts`): those that rewrite for improve_human and improve_llm, those that answer for
@@ -72,7 +72,7 @@ class Arms(Section):
 class Grid(Section):
     """Every arm is made for each of these."""
 
-    student: tuple[str, ...] = ()
+    student: Annotated[tuple[str, ...], LISTED] = ()
     """Names of [students.NAME]; () means all of them."""
-    regime: tuple[Regime, ...] = ("sft", "dpo", "sft+dpo")
-    seed: tuple[int, ...] = (0,)
+    regime: Annotated[tuple[Regime, ...], LISTED] = Field(("sft", "dpo", "sft+dpo"), min_length=1)
+    seed: Annotated[tuple[Seed, ...], LISTED] = Field((0,), min_length=1)

@@ -9,16 +9,18 @@ from pydantic import Field
 from empathy.experiment.sections import LISTED, Section
 
 Opponent = Literal["base", "human", "teacher", "naive"]
+MOST_TOKENS = 1_000_000
+"""Of one reply."""
 
 
 class Teacher(Section):
     """The model that is asked where replies are not recorded with the data."""
 
     provider: str = "openai"
-    model: str
+    model: str = Field(min_length=1)
     temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(200, ge=1)
-    seed: int | None = None
+    max_tokens: int = Field(200, ge=1, le=MOST_TOKENS)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     prompts: str | None = None
     """A folder of TOML files that adds to or replaces the strategies of the package."""
     unrated_is_good: bool = False
@@ -33,11 +35,11 @@ class Ratings(Section):
     """
 
     provider: str = "openai"
-    model: str
+    model: str = Field(min_length=1)
     good: float = Field(4.0, ge=1, le=5)
     calls: int = Field(3, ge=1)
     temperature: float = Field(0.7, ge=0)
-    max_tokens: int = Field(400, ge=16)
+    max_tokens: int = Field(400, ge=16, le=MOST_TOKENS)
     attempts: int = Field(3, ge=1, le=3)
 
 
@@ -45,10 +47,10 @@ class Judging(Section):
     """Who compares replies, and against whom."""
 
     provider: str = "openai"
-    models: Annotated[tuple[str, ...], LISTED] = Field(min_length=1)
+    models: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], LISTED] = Field(min_length=1)
     mode: Literal["robust", "paper"] = "robust"
     temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(700, ge=16)
+    max_tokens: int = Field(700, ge=16, le=MOST_TOKENS)
     repeats: int = Field(1, ge=1)
     attempts: int = Field(3, ge=1, le=3)
     cap_words: int = Field(97, ge=1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from empathy import screens
 from empathy.experiment.sections import Section
 from empathy.sources import Source
-from empathy.specs import SplitSpec
+from empathy.specs import GroupSplit, RandomSplit, SplitSpec
 
 
 def _split(value: Any) -> Any:
@@ -17,7 +17,16 @@ def _split(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
-SplitField = Annotated[SplitSpec, BeforeValidator(_split)]
+def _leaves_train(split: SplitSpec) -> SplitSpec:
+    if isinstance(split, RandomSplit | GroupSplit) and split.test_fraction + split.valid_fraction >= 1:
+        raise ValueError(
+            f"test_fraction = {split.test_fraction} and valid_fraction = {split.valid_fraction}: nothing is left to "
+            "train on; together they must be less than 1"
+        )
+    return split
+
+
+SplitField = Annotated[SplitSpec, BeforeValidator(_split), AfterValidator(_leaves_train)]
 
 
 class Data(Section):
@@ -25,12 +34,19 @@ class Data(Section):
 
     source: Source
     split: SplitField
-    limit: int | None = Field(None, ge=1)
-    part_rows: int = Field(256, ge=1)
+    limit: int | None = Field(None, ge=1, lt=2**63)
+    part_rows: int = Field(256, ge=1, le=1_000_000)
     seed: int = 0
     screens: tuple[str, ...] = ()
     """Names of `empathy.screens` that drop a reply from training; () keeps all."""
     max_dropped: float = Field(0.2, ge=0, le=1)
+
+    @field_validator("split")
+    @classmethod
+    def _leaves_test(cls, split: SplitSpec) -> SplitSpec:
+        if isinstance(split, RandomSplit | GroupSplit) and split.test_fraction == 0:
+            raise ValueError("test_fraction = 0: students are compared on test dialogues; give more than 0")
+        return split
 
     @field_validator("screens")
     @classmethod

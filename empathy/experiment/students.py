@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from empathy.experiment.data import SplitField
-from empathy.experiment.sections import Section
+from empathy.experiment.sections import Section, Seed
 from empathy.sources import Source
 from empathy.specs import Full, Lora, Optimiser, RandomBase, RandomSplit
 
@@ -33,7 +33,7 @@ class StudentModel(Section):
     `raise`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-    model: str | None = None
+    model: str | None = Field(None, min_length=1)
     revision: str | None = None
     init: Literal["random"] | None = None
     size: RandomBase = RandomBase()
@@ -47,6 +47,10 @@ class StudentModel(Section):
             raise ValueError('give either model = "NAME OR FOLDER" or init = "random", not both and not neither')
         if self.init == "random" and self.raised is None:
             raise ValueError("init = 'random' needs a table `raise` that says which dialogues teach it to speak")
+        if self.size.heads % self.size.kv_heads:
+            raise ValueError(
+                f"size.kv_heads = {self.size.kv_heads}: must divide size.heads = {self.size.heads}, which share them"
+            )
         width, odd = divmod(self.size.hidden, self.size.heads)
         if odd or width not in HEAD_WIDTHS:
             raise ValueError(
@@ -94,6 +98,6 @@ class Generate(Section):
 
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(128, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     system: str | None = None
     """Put before every student prompt, in training and in answering alike. The paper has none."""

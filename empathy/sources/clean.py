@@ -51,7 +51,8 @@ def _tidy(text: str) -> str:
 def _fault(dialogue: Dialogue) -> str | None:
     texts = [t.content for t in dialogue.turns]
     others = [dialogue.id, dialogue.group, dialogue.situation, dialogue.emotion, dialogue.human_reply]
-    everything = [*texts, *(t for t in others if t), *dialogue.recorded.values()]
+    names = [*dialogue.ratings, *dialogue.recorded]
+    everything = [*texts, *(t for t in others if t), *names, *dialogue.recorded.values()]
     if not dialogue.id:
         return "no_id"
     if any(_SURROGATE.search(t) for t in everything):

@@ -75,10 +75,10 @@ def read_jsonl(path: Path) -> Iterator[Dialogue | Bad]:
 def _dialogue(where: str, line: str) -> Dialogue | Bad:
     try:
         row = _Row.model_validate(json.loads(line))
-    except json.JSONDecodeError as error:  # one corrupt line is dropped, not the file
-        return Bad("unreadable_row", where, str(error))
     except ValidationError as error:
         first = error.errors()[0]
-        return Bad("wrong_fields", where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return Bad("wrong_fields", where, f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}")
+    except (ValueError, RecursionError) as error:  # one corrupt line is dropped, not the file
+        return Bad("unreadable_row", where, str(error))
     turns = tuple(Turn(t.role, t.content) for t in row.turns)
     return Dialogue(**row.model_dump(exclude={"turns", "group"}), group=row.group or row.id, turns=turns)

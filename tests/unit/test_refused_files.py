@@ -1,0 +1,117 @@
+"""Experiment and profile files that would fail late, or tell a secret: refused when they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster import profile as profiles
+from empathy import experiment
+from empathy.sources.clean import Bad, clean
+from empathy.sources.jsonl import read_jsonl
+from tests.experiments import tiny_file
+
+CASES = {
+    "no regime": ('["sft", "sft+dpo"]', "[]", "grid.regime"),
+    "no seed": ('["sft", "sft+dpo"]', '["sft"]\nseed = []', "grid.seed"),
+    "a seed below 0": ('["sft", "sft+dpo"]', '["sft"]\nseed = [-1]', "grid.seed.0 = -1"),
+    "no method": ('method = "direct"', "method = []", "arms.0.method"),
+    "a seed that no JSON holds": ("unrated_is_good", f"seed = {2**70}\nunrated_is_good", "teacher.seed"),
+    "a name that is no folder's": ('"tiny"', f'"{"t" * 300}"', "name = "),
+    "a student's name with a path": ("[students.tiny]", '[students."../x"]', "students.../x = '../x'"),
+    "shared heads": ("kv_heads = 1", "kv_heads = 3", "size.kv_heads = 3: must divide size.heads = 2"),
+    "few positions": ("max_length_tokens = 250", "max_length_tokens = 300", "students.tiny has 256 positions"),
+    "no test": ("test_fraction = 0.25", "test_fraction = 0.0", "test_fraction = 0"),
+    "no train": ("test_fraction = 0.25", "test_fraction = 0.6, valid_fraction = 0.4", "nothing is left to train on"),
+    "brackets": ("[data]", f"x = {'[' * 5000}\n[data]", "not valid TOML"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_experiment_is_refused(case: str, tmp_path: Path) -> None:
+    old, new, said = CASES[case]
+    file = tiny_file(tmp_path)
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"tiny\.toml") as told:
+        experiment.load(file)
+    assert said in str(told.value)
+    assert "at least 1 item" not in str(told.value).partition("\n  ")[2].partition("\n")[2], "said once"
+
+
+def test_a_wrong_item_is_not_a_short_list_too(tmp_path: Path) -> None:
+    file = tiny_file(tmp_path)
+    file.write_text(file.read_text().replace('method = "direct"', 'method = "dircet"'))
+    with pytest.raises(ValueError, match="unknown method 'dircet'") as told:
+        experiment.load(file)
+    assert len(str(told.value).splitlines()) == 2
+
+
+def test_a_byte_order_mark_is_no_fault_and_other_bytes_name_the_file(tmp_path: Path) -> None:
+    file = tiny_file(tmp_path)
+    text = file.read_bytes()
+    file.write_bytes(b"\xef\xbb\xbf" + text)
+    assert experiment.load(file).name == "tiny"
+    file.write_bytes(text + b"# \xff\n")
+    with pytest.raises(ValueError, match=r"tiny\.toml: not valid TOML"):
+        experiment.load(file)
+
+
+@pytest.mark.parametrize("url", ["not a url", "", "ftp://h/v1", "http://h:99999/v1", "file:///etc/passwd", "http://"])
+def test_a_base_url_that_is_none(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(f'[providers.x]\nbase_url = "{url}"\n')
+    with pytest.raises(ValueError, match=r"providers\.x.*no server's address"):
+        profiles.load(str(file))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'api_key = "sk-planted-0123456789"\nbase_url = "http://h/v1"',
+        'token = "planted"\nbase_url = "http://h/v1"',
+        'key_env = "sk-planted-0123456789"\nbase_url = "http://h/v1"',
+        'base_url = "http://me:planted@h/v1"',
+        'base_url = "http://me:planted@h/v1"\nengine = "folder"',
+    ],
+)
+def test_a_secret_in_a_profile_is_refused_and_not_told(table: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(f"[providers.x]\n{table}\n")
+    with pytest.raises(ValueError, match=r"providers\.x") as told:
+        profiles.load(str(file))
+    assert "planted" not in str(told.value)
+
+
+def test_the_embedded_provider_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text('[providers.embedded]\nbase_url = "http://h/v1"\n')
+    with pytest.raises(ValueError, match=r"providers\.embedded"):
+        profiles.load(str(file))
+
+
+def test_an_empty_store_is_not_the_default_one() -> None:
+    """`--store "$STORE"` with the variable not set."""
+    with pytest.raises(ValueError, match="store = ''"):
+        profiles.load(None, "")
+
+
+def test_lines_that_no_parser_takes_are_bad_rows(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text("[" * 200_000 + "\n" + '{"id": "a", "ratings": {"human": ' + "9" * 5000 + "}}\n")
+    rows = list(read_jsonl(file))
+    assert [row.reason for row in rows if isinstance(row, Bad)] == ["unreadable_row", "unreadable_row"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("\\ud800", "not_unicode"), ("\\u0000", "nul"), ("x" * 30_000, "long_turn")]
+)
+def test_names_of_responders_are_looked_at_too(name: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    turns = '"turns": [{"role": "user", "content": "x"}]'
+    file.write_text(f'{{"id": "a", {turns}, "recorded": {{"{name}": "y"}}}}\n')
+    (row,) = read_jsonl(file)
+    assert not isinstance(row, Bad)
+    found = clean(row)
+    assert isinstance(found, Bad)
+    assert found.reason == reason
