@@ -13,6 +13,7 @@ provider holds its claims itself, until its note is closed (`serving.batch_notes
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -30,13 +31,16 @@ from serving.journals import open_journals
 from serving.presence import STALE_S, Presence
 
 _SIZE_BITS = 26  # a line is shorter than 64 MiB
-_BEGINS = b'{"key":"'
+_BEGINS = re.compile(rb'\{"key":"[0-9a-f]{40}",')
 _KEY = slice(8, 48)  # of a line: 40 hex digits
+
+
+_FIELDS = {"model", "text", "finish_reason", "model_served", "tokens_in", "tokens_out", "refused", "attempts"}
 
 
 def is_reply(line: bytes) -> bool:
     """Whether a line of a journal is whole."""
-    return line.startswith(_BEGINS) and line.endswith(b"}\n")
+    return _BEGINS.match(line) is not None and line.endswith(b"}\n")
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,14 @@ class Ledger:
 
     def get(self, key: str) -> Answer | None:
         """The reply to the request of this key, from memory's index and one read of its line; None when there is
-        none."""
+        none, and for a line that was damaged inside: it is asked for again."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
-        line = orjson.loads(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
+        line = self._line(place)
+        if line is None:
+            self.forget(key)
+            return None
         return Answer(
             text=line["text"],
             finish_reason=line["finish_reason"],
@@ -106,6 +113,15 @@ class Ledger:
             attempts=line["attempts"],
             paid_by=line.get("experiment", ""),
         )
+
+    def _line(self, place: int) -> dict[str, Any] | None:
+        """What a line says; None for one that `record` did not write so."""
+        try:
+            line = orjson.loads(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
+        except orjson.JSONDecodeError:  # damaged: as if absent
+            return None
+        sound = line.keys() >= _FIELDS and isinstance(line["text"], str) and isinstance(line["model"], str)
+        return line if sound else None
 
     def record(
         self, request: Request | Asked, answer: Answer, experiment: str | None = None, price: float = 1.0
@@ -256,9 +272,9 @@ class Ledger:
         """Requests and tokens by model asked, over all replies known now; reads every line once."""
         sums: dict[str, list[int]] = {}
         for place in self._places.values():
-            line: dict[str, Any] = orjson.loads(
-                self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1))
-            )
+            line = self._line(place)
+            if line is None:
+                continue
             counted = line["tokens_in"] is not None and line["tokens_out"] is not None
             one = (1, line["tokens_in"] or 0, line["tokens_out"] or 0, 0 if counted else 1)
             sums[line["model"]] = [a + b for a, b in zip(sums.get(line["model"], (0, 0, 0, 0)), one, strict=True)]

@@ -50,7 +50,13 @@ def _sums(files: Files) -> Iterator[pl.DataFrame]:
                 continue
             lines = pl.read_ndjson(io.BytesIO(whole), schema=fields, ignore_errors=True)
             yield (
-                lines.filter(pl.col("key").is_not_null() & pl.col("at").is_not_null())
+                lines.filter(
+                    pl.col("key").is_not_null() & pl.col("provider").is_not_null() & pl.col("model").is_not_null(),
+                    pl.col("at").is_between(0, 1e11),  # a day that there is
+                )
+                .with_columns(  # a count below nothing is none, and gives no dollars back
+                    pl.when(pl.col(name) >= 0).then(pl.col(name)).alias(name) for name in ("tokens_in", "tokens_out")
+                )
                 .with_columns(
                     pl.col("experiment").fill_null(UNKNOWN),
                     pl.col("price").fill_null(1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,31 @@ def test_a_torn_last_line_is_not_there(files: Files, torn: bytes) -> None:
     with Ledger(files) as again:
         assert len(again) == 1
         assert again.claim(KEYS[:2]) == {KEYS[1]}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(KEYS[1].encode(), b"z" * 40),
+        lambda line: line.replace(KEYS[1].encode(), KEYS[1][:7].encode()),
+        lambda line: line.replace(b'"text":"', b'"text":5,"t":"'),
+        lambda line: line.replace(b'"text":', b'"txet":'),
+        lambda line: line[:60] + line,
+    ],
+)
+def test_a_line_damaged_inside_is_asked_for_again(files: Files, damage: Callable[[bytes], bytes]) -> None:
+    """It must not end every run on the store."""
+    with Ledger(files) as ledger:
+        ledger.record(request(0), Answer("whole"))
+        ledger.record(request(1), Answer("whole too"))
+        path = journal(files, ledger)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage(second))
+    with Ledger(files) as again:
+        assert again.get(KEYS[1]) is None
+        assert again.get(KEYS[0]) == Answer("whole")
+        assert again.claim(KEYS[:2]) == {KEYS[1]}
+        assert again.summary()["m"].requests == 1
 
 
 def test_only_new_lines_are_read_when_a_journal_grows(files: Files) -> None:

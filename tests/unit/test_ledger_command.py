@@ -62,6 +62,10 @@ def test_sums_by_who_model_day_and_price(store: Store) -> None:
         line(5, NOON, experiment="paper", model="n", tokens_out=None),
         '{"key":"' + "0" * 39 + '9","torn\n',
         line(6, NOON, experiment="paper"),
+        line(7, 1e300),
+        line(8, NOON, provider=None),
+        line(9, NOON, model=None),
+        line(10, NOON, experiment="hostile", tokens_in=-(10**9)),
     ]
     write(store, "a" * 16, "".join(lines))
     write(store, "b" * 16, line(2, NOON, experiment="other"))
@@ -82,6 +86,7 @@ def test_sums_by_who_model_day_and_price(store: Store) -> None:
         ("paper", "m-1", second, 0.5): (1, 10, 2, 0),
         ("paper", "n", first, 1.0): (1, 10, 0, 1),
         ("other", "m-1", first, 1.0): (1, 10, 2, 0),
+        ("hostile", "m-1", first, 1.0): (1, 0, 2, 1),
     }
 
 
