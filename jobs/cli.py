@@ -6,6 +6,7 @@ Commands are small and import what they need when they run, so that `plan` stays
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -155,6 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # what a user can mend; everything else is ours and keeps its traceback
         print(f"empathy {args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _mendable(error):
+            raise
+        print(f"empathy {args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _mendable(error: OSError) -> bool:
+    """A stored file that is not what was written (its message says what to delete), and a place that may not be
+    used."""
+    from empathy.artifact import CorruptError
+
+    return isinstance(error, CorruptError) or error.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC)
 
 
 def console(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -131,3 +131,21 @@ def test_shipped_profiles_load_by_name(file: Path) -> None:
 def test_the_laptop_profile_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert profiles.load("laptop") == profiles.load(None)
+
+
+@pytest.mark.parametrize("command", ["plan", "trace", "explain"])
+def test_a_store_that_is_a_file_is_one_message(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, store = tiny_file(tmp_path), tmp_path / "file"
+    store.write_text("")
+    words = {"plan": ["plan", str(file)], "trace": ["trace", "d0", str(file)], "explain": ["explain", "ab"]}[command]
+    assert cli.main([*words, "--store", str(store)]) == 2
+    assert str(store) in capsys.readouterr().err
+
+
+def test_a_damaged_manifest_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    store.files.write(f"dialogues/{'a' * 32}/artifact.json", b"not json")
+    assert cli.main(["explain", "aa", "--store", store.url]) == 2
+    assert "delete it and run again" in capsys.readouterr().err
