@@ -216,9 +216,12 @@ def test_trace_follows_one_dialogue_from_row_to_verdict(finished: Finished) -> N
     )
     said = empathy("trace", dialogue.id, work.file, *work.where, cwd=work.folder)
     assert said.returncode == 0, said.stderr
-    kinds = {line.split("/")[0] for line in said.stdout.splitlines() if line and not line.startswith(" ")}
-    assert kinds == {"dialogues", "replies", "examples", "logprobs", "verdicts"}
+    sections = [line.split()[0] for line in said.stdout.splitlines() if line and not line.startswith(" ")]
+    assert sections == ["DIALOGUE", "TEACHERS", "SETS", "STUDENTS"]
     assert dialogue.turns[0].content in said.stdout
+    for cell in work.lowered.cells:
+        assert f"  {cell.name}: " in said.stdout
+    assert said.stdout.count("shown first / second") == len(work.lowered.cells)
 
 
 def test_explain_says_how_two_checkpoints_differ(finished: Finished) -> None:
@@ -238,10 +241,17 @@ def test_estimates_name_the_artifact_they_rest_on(finished: Finished) -> None:
 
 
 def test_no_lease_is_left_and_no_progress(finished: Finished) -> None:
-    """What a run needs while it works is given back or swept away."""
+    """What a run needs while it works is given back (or its stage is committed) or swept away."""
     root = Path(finished.work.url)
-    beats = [json.loads(p.read_text()) for p in root.glob("*/*/lease/*.beat")]
-    assert all(b["released"] for b in beats)
+    leases = list(root.glob("*/*/lease/*.json"))
+    assert leases
+    for lease in leases:
+        released = (
+            json.loads(lease.with_suffix(".beat").read_text())["released"]
+            if lease.with_suffix(".beat").exists()
+            else False
+        )
+        assert released or (lease.parent.parent / "artifact.json").exists(), lease
     assert not list(root.glob("progress/*/*.json"))
 
 
