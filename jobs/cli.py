@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from jobs import run
 
-    return run.show(args.file, args.on, args.store)
+    return run.show(args.file, args.on, args.store, args.only)
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def _submit(args: argparse.Namespace) -> int:
 def _trace(args: argparse.Namespace) -> int:
     from jobs import trace
 
-    return trace.trace(args.dialogue, args.file, args.on, args.store, args.arm)
+    return trace.trace(args.dialogue, args.file, args.on, args.store, args.only)
 
 
 def _ledger(args: argparse.Namespace) -> int:
@@ -104,10 +104,13 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(action=action)
         return command
 
+    def only(command: argparse.ArgumentParser, *aliases: str) -> argparse.ArgumentParser:
+        text = "arms whose name matches; may be repeated"
+        command.add_argument("--only", *aliases, dest="only", metavar="PATTERN", action="append", default=[], help=text)
+        return command
+
     def chosen(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        command.add_argument(
-            "--only", metavar="PATTERN", action="append", default=[], help="arms whose name matches; may be repeated"
-        )
+        only(command)
         command.add_argument("--until", metavar="KIND", help=f"stop after these stages: {', '.join(choose.UNTIL)}")
         command.add_argument("--max-usd", metavar="X", type=float, help="a hard cap on what this run may spend")
         return command
@@ -118,13 +121,11 @@ def parser() -> argparse.ArgumentParser:
     submit = chosen(add("submit", _submit, "run on a Ray cluster as a Ray job"))
     submit.add_argument("--address", help="the cluster's job server, e.g. http://127.0.0.1:8265 (default: RAY_ADDRESS)")
     submit.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
-    add("report", _report, "write report.html anew from what the store holds")
+    only(add("report", _report, "write report.html anew from what the store holds"))
     trace = add("trace", _trace, "one dialogue's whole life, from raw row to verdict", file=False)
     trace.add_argument("dialogue", help="the dialogue's id")
     trace.add_argument("file", help="the experiment (a TOML file)")
-    trace.add_argument(
-        "--arm", metavar="PATTERN", action="append", default=[], help="arms whose name matches; may be repeated"
-    )
+    only(trace, "--arm")
     add("ledger", _ledger, "what was spent, by experiment, model and day, and what sharing saved", file=False)
     explain = add(
         "explain", _explain, "what an artifact is, and how its key differs from its nearest sibling's", file=False

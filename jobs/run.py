@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +24,8 @@ from jobs import choose
 from serving import uses
 
 INTERRUPTED = 130
+LONGEST_SLUG = 80
+"""Characters of a folder's name that say what was chosen."""
 
 
 def run(
@@ -50,7 +55,7 @@ def run(
     uses.note(store.files, x.name, walk(targets))  # what was refused at the door stands on nothing
     if code:
         return code
-    return _show(x, lowered, store, file, profile) if until is None else 0
+    return _show(x, lowered, store, profile, again(file, on, store.url, only), only) if until is None else 0
 
 
 def _make(
@@ -82,11 +87,21 @@ def failed_table(failures: Sequence[Failure], left: int, command: str) -> str:
         rows.append((name, str(failure.behind), ("left: " if failure.left else "") + failure.why))
     width = max(len(row[0]) for row in rows)
     lines = [f"{name:<{width}}  {behind:>14}  {why}" for name, behind, why in rows]
-    return "\n".join(["", f"{left} stages are not made:", *lines, "", f"Go on with:\n    {command}"])
+    return "\n".join(["", f"{not_made(left)}:", *lines, "", f"Go on with:\n    {command}"])
+
+
+def not_made(left: int) -> str:
+    """ "1 stage is not made", "2 stages are not made"."""
+    return "1 stage is not made" if left == 1 else f"{left} stages are not made"
 
 
 def again(
-    file: str, on: str | None, store: str | None, only: Sequence[str], until: str | None, max_usd: float | None
+    file: str,
+    on: str | None,
+    store: str | None,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    max_usd: float | None = None,
 ) -> str:
     """The command line of this run."""
     words = ["empathy", "run", file]
@@ -104,20 +119,32 @@ def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] =
     left = missing([lowered.report], store.done)
     if left:
         raise ValueError(
-            f"file = {file!r}: {len(left)} stages are not made in {store.url}; `empathy run {file}` makes them"
+            f"file = {file!r}: {not_made(len(left))} in {store.url}; `{again(file, on, store_url, only)}` makes them"
         )
-    return _show(x, lowered, store, file, profile)
+    return _show(x, lowered, store, profile, again(file, on, store.url, only), only)
 
 
-def _show(x: Experiment, lowered: Lowered, store: Store, file: str, profile: Profile) -> int:
+def folder(profile: Profile, name: str, only: Sequence[str] = ()) -> Path:
+    """Where the page is drawn: `reports`/NAME, and a folder of its own below that for what `only` leaves."""
+    whole = Path(profile.reports) / name
+    if not only:
+        return whole
+    words = re.sub(r"[^\w.+=-]+", "_", "_".join(only)).strip("_.")[:LONGEST_SLUG]
+    # Patterns that differ in other characters alone, or after so many, must not share a page.
+    return whole / f"only-{words}-{hashlib.sha256(json.dumps(list(only)).encode()).hexdigest()[:6]}"
+
+
+def _show(
+    x: Experiment, lowered: Lowered, store: Store, profile: Profile, command: str, only: Sequence[str] = ()
+) -> int:
     headline = report.Headline(
         name=x.name,
         question=x.question,
         expect=x.expect,
         differs=x.differs,
-        command=f"empathy run {file} --store {store.url}",
+        command=command,
     )
-    page = report.render(lowered.report, store, Path(profile.reports) / x.name, headline)
+    page = report.render(lowered.report, store, folder(profile, x.name, only), headline)
     print(report.headline(store.get(lowered.report).read(Estimate), lowered.report.locator))
     print(f"\n{page}")
     return 0

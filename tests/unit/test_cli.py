@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from cluster import profile as profiles
 from empathy.lower import lower
 from empathy.records import Dialogue, Reply
 from empathy.store import Store
-from jobs import cli, explain, submit
+from jobs import cli, explain, run, submit
 from tests.experiments import tiny, tiny_file
 
 DEMO = str(Path(__file__).parents[2] / "jobs" / "experiments" / "demo.toml")
@@ -62,6 +63,38 @@ def test_run_refuses_a_store_it_may_not_write_before_anything_is_made(
     (tmp_path / "file").write_text("in the way")
     assert cli.main(["run", str(tiny_file(tmp_path)), "--store", str(tmp_path / "file" / "store")]) == 2
     assert "store" in capsys.readouterr().err
+
+
+def test_a_part_of_the_grid_has_a_page_of_its_own(tmp_path: Path) -> None:
+    profile = profiles.Profile(reports=str(tmp_path))
+    whole, part = (run.folder(profile, "paper", only) for only in ((), ["regime=sft strategy=*naive"]))
+    assert whole == tmp_path / "paper"
+    assert part.parent == whole
+    assert part.name.startswith("only-regime=sft_strategy=_naive-")
+    others = [["regime=sft strategy=?naive"], ["regime=sft", "strategy=*naive"], ["x" * 200], ["x" * 201], ["../.."]]
+    pages = [run.folder(profile, "paper", only) for only in others]
+    assert len({part, *pages}) == 6
+    assert {page.parent for page in pages} == {whole}
+    assert all(len(page.name) < 100 for page in pages)
+
+
+def test_the_command_of_a_page_says_everything_that_chose_it() -> None:
+    command = run.again("x.toml", "p.toml", "/s", ["regime=sft strategy=naive"])
+    args = cli.parser().parse_args(command.split()[1:2] + shlex.split(command)[2:])
+    assert (args.file, args.on, args.store, args.only) == ("x.toml", "p.toml", "/s", ["regime=sft strategy=naive"])
+
+
+@pytest.mark.parametrize("command", [["report"], ["trace", "d1"], ["plan"], ["run"]])
+def test_only_chooses_arms_in_every_command(command: list[str]) -> None:
+    assert cli.parser().parse_args([*command, "x.toml", "--only", "a", "--only", "b"]).only == ["a", "b"]
+
+
+def test_trace_still_takes_arm() -> None:
+    assert cli.parser().parse_args(["trace", "d1", "x.toml", "--arm", "a"]).only == ["a"]
+
+
+def test_one_stage_is_and_two_are() -> None:
+    assert [run.not_made(n) for n in (1, 2)] == ["1 stage is not made", "2 stages are not made"]
 
 
 def test_profile_names_providers_it_knows() -> None:
