@@ -15,8 +15,10 @@ UNTIL = ("dialogues", "replies", "examples", "checkpoint", "logprobs", "verdicts
 
 def check_until(until: str | None) -> None:
     """Raises ValueError for a kind that a run cannot stop at."""
-    if until is not None and until not in UNTIL:
-        raise ValueError(f"--until {until}: no such kind to stop at; there are {', '.join(UNTIL)}")
+    if until is not None and "/" not in until and until not in UNTIL:
+        raise ValueError(
+            f"--until {until}: no such kind to stop at; there are {', '.join(UNTIL)}, and KIND/KEY is one stage alone"
+        )
 
 
 def check_max_usd(max_usd: float | None) -> None:
@@ -31,12 +33,21 @@ def lowered(x: Experiment, only: Sequence[str] = ()) -> Lowered:
 
 
 def targets(graph: Lowered, until: str | None = None) -> list[Stage]:
-    """What is to be finished: the report, or all stages of a kind. What those stand on is made too, as far as missing:
-    a DPO checkpoint needs the log-probabilities of its reference."""
+    """What is to be finished: the report, all stages of a kind, or the one whose KIND/KEY begins so. What those stand
+    on is made too, as far as missing: a DPO checkpoint needs the log-probabilities of its reference."""
     check_until(until)
     if until is None:
         return [graph.report]
+    if "/" in until:
+        return _one(graph, until)
     return [s for s in walk([graph.report]) if s.kind == until and not _by_student(s)]
+
+
+def _one(graph: Lowered, name: str) -> list[Stage]:
+    found = [s for s in walk([graph.report]) if f"{s.kind}/{s.key}".startswith(name)]
+    if len(found) != 1:
+        raise ValueError(f"--until {name}: {len(found) or 'no'} stages begin so; `empathy plan FILE --all` lists them")
+    return found
 
 
 def _by_student(stage: Stage) -> bool:

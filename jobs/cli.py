@@ -111,7 +111,11 @@ def parser() -> argparse.ArgumentParser:
 
     def chosen(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
         only(command)
-        command.add_argument("--until", metavar="KIND", help=f"stop after these stages: {', '.join(choose.UNTIL)}")
+        command.add_argument(
+            "--until",
+            metavar="KIND",
+            help=f"stop after these stages: {', '.join(choose.UNTIL)}; or after one, given as KIND/KEY",
+        )
         command.add_argument("--max-usd", metavar="X", type=float, help="a hard cap on what this run may spend")
         return command
 

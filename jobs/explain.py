@@ -25,6 +25,13 @@ def find(store: Store, name: str) -> Artifact:
     return found[0]
 
 
+def maker(artifact: Artifact, store: Store) -> str:
+    """The command that makes it where it is missing; FILE stands for the file of the experiment that is named."""
+    experiment, kind = artifact.manifest["made"].get("experiment"), artifact.manifest["identity"]["kind"]
+    command = f"empathy run FILE --store {store.url} --until {kind}/{artifact.key[:8]}"
+    return f"{command}    (FILE: experiment {experiment!r})" if experiment else command
+
+
 def explain(name: str, on: str | None, store_url: str | None) -> int:
     """Print identity, content, maker, and the differences to the nearest artifact of the same kind."""
     store = profiles.load(on, store_url).open_store()
@@ -42,6 +49,7 @@ def explain(name: str, on: str | None, store_url: str | None) -> int:
         ("made", manifest["made"]),
     ):
         print(f"\n{title}\n{json.dumps(value, indent=2, sort_keys=True)}")
+    print(f"\nmade by\n  {maker(artifact, store)}")
     found = nearest(
         manifest["identity"], (a.manifest["identity"] for a in store.artifacts(manifest["identity"]["kind"]))
     )

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster import profile as profiles
+from empathy import experiment
 from empathy.lower import lower
 from empathy.records import Dialogue, Reply
 from empathy.store import Store
-from jobs import cli, explain, run, submit
+from jobs import choose, cli, explain, run, submit
 from tests.experiments import tiny, tiny_file
 
 DEMO = str(Path(__file__).parents[2] / "jobs" / "experiments" / "demo.toml")
@@ -120,6 +121,30 @@ def test_explain_finds_by_prefix_and_names_the_sibling(tmp_path: Path, capsys: p
     assert "spec.digest" in said
     with pytest.raises(ValueError, match="none in"):
         explain.find(store, "zzz")
+
+
+def test_explain_names_the_command_that_makes_it_and_that_makes_this_stage_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, file = Store.open(str(tmp_path / "store")), tiny_file(tmp_path)
+    lowered = lower(experiment.load(file))
+    stage = lowered.report.inputs["dialogues"]
+    writer = store.writer(stage)
+    writer.write_records(0, [], Dialogue)
+    writer.commit(made={"experiment": "tiny"})
+    assert explain.explain(stage.key, None, store.url) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("  empathy run"))
+    command, _, told = line.strip().partition("    ")
+    assert told == "(FILE: experiment 'tiny')"
+    args = cli.parser().parse_args(shlex.split(command)[1:])
+    assert args.store == store.url
+    assert choose.targets(lowered, args.until) == [stage]
+
+
+@pytest.mark.parametrize("until", ["replies/zzz", "replies/", "reply"])
+def test_until_refuses_what_is_not_one_stage_or_a_kind(until: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--until repl.*(plan FILE --all|verdicts, and KIND/KEY)"):
+        choose.targets(lower(experiment.load(tiny_file(tmp_path))), until)
 
 
 def test_explain_refuses_an_ambiguous_prefix(tmp_path: Path) -> None:

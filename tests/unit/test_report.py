@@ -303,6 +303,8 @@ def test_page_says_what_it_must(page: Path, world: World) -> None:
     assert "the judge &#39;rule-judge&#39;" in text
     assert f"verdicts/{world.report.inputs['a000:verdicts:human'].key}" in text
     assert "empathy run trial.toml" in text
+    verdicts = world.report.inputs["a000:verdicts:human"]
+    assert f"empathy run trial.toml --until verdicts/{verdicts.key[:8]}<" in text
     assert "test 24, train 10 dialogues" in text
     assert "too_long" in text
     assert "first DPO loss" in text
