@@ -53,8 +53,8 @@ def found_model(name: str, revision: str | None, field: str = "model", weights: 
     except (ValueError, OSError) as error:  # the name, the network, a gate: the hub has an error for each
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{field} = {name!r}: no folder here, and the model hub does not give it ({said}); give the folder of a "
-            "model, a name that the hub has, or HF_TOKEN where its owner must let you in"
+            f"{field} = {name!r}: no folder here, and the model hub does not give it ({said}); check the name, log in "
+            "where its owner must let you in (HF_TOKEN), or download it and give its folder"
         ) from error
 
 

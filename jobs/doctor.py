@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata as packages
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cluster import profile as profiles
 from cluster.profile import EMBEDDED, Profile
 from empathy import experiment
-from empathy.experiment import Experiment
+from empathy.experiment import StudentModel
 
 TRIED = {"ray": "2.60.0", "deepspeed": "0.19.8", "transformers": "5.19.0", "trl": "1.16.0", "peft": "0.21.2"}
 """Versions that were tried together."""
+KNOCK_S = 3.0
 
 
 class Check(NamedTuple):
@@ -62,29 +67,80 @@ def _packages() -> Iterator[Check]:
 
 
 def _places(profile: Profile) -> Iterator[Check]:
-    try:
-        profile.open_store().files.probe()
-        yield Check("store", True, profile.store)
-    except ValueError as error:  # a check reports, it does not stop
-        yield Check("store", False, str(error))
+    yield _try("store", lambda: profile.open_store().files.probe() or profile.store)
     free = shutil.disk_usage(Path.home()).free / 2**30
     yield Check("disk", free > 5, f"{free:.0f} GiB free in the home folder (5 are wanted)")
 
 
-def _providers(x: Experiment, profile: Profile) -> Iterator[Check]:
-    names = {asked.provider for asked in (x.judge, x.teacher, x.ratings) if asked}
-    for name in sorted(names - {EMBEDDED}):
-        try:
-            place = profile.provider(name)
-        except ValueError as error:  # a check reports, it does not stop
-            yield Check(f"provider {name}", False, str(error))
-            continue
-        ok = place.key_env is None or bool(os.environ.get(place.key_env))
-        yield Check(
-            f"provider {name}",
-            ok,
-            str(place.base_url or place.engine) if ok else f"set the environment variable {place.key_env}",
-        )
+def _try(name: str, what: Callable[[], object]) -> Check:
+    """What `what` finds, or the ValueError that it raises: a check reports, it does not stop."""
+    try:
+        return Check(name, True, str(what()))
+    except ValueError as error:
+        return Check(name, False, str(error))
+
+
+def _experiment(file: str, profile: Profile) -> Iterator[Check]:
+    try:
+        x = experiment.load(file)
+    except ValueError as error:  # a check reports, it does not stop
+        yield Check("experiment", False, str(error))
+        return
+    yield Check("experiment", True, f"{x.name}: {x.cells} trained students")
+    students = {name: x.students[name] for name in x.student_names}
+    yield _try("data", x.data.source.locate)
+    for name, student in students.items():
+        if student.raised and student.raised.source:
+            yield _try(f"data of {name}", student.raised.source.locate)
+        if student.model is not None:
+            yield _try(f"base of {name}", partial(_base, name, student, profile))
+    asked = {asked.provider for asked in (x.judge, x.teacher, x.ratings) if asked}
+    for provider in sorted(asked - {EMBEDDED}):
+        yield _try(f"provider {provider}", partial(_provider, provider, profile))
+
+
+def _base(name: str, student: StudentModel, profile: Profile) -> Path:
+    from cluster.bases import check_model
+
+    own = student.template == "own"
+    return check_model(f"students.{name}.model", str(student.model), student.revision, own, profile)
+
+
+def _provider(name: str, profile: Profile) -> str:
+    """Its address. Raises ValueError for an unknown one, a missing or refused key, and one that does not answer."""
+    from cluster.providers import is_own, place_of
+
+    if is_own(name, profile):
+        from cluster.weights import found_model
+
+        return str(found_model(str(profile.provider(name).engine), None, f"[providers.{name}] engine", weights=False))
+    place = place_of(name, profile)
+    _knock(name, place.base_url, place.key())
+    return place.base_url
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A key is not carried to another place."""
+
+    def redirect_request(self, *asked: object) -> None:
+        return None
+
+
+def _knock(name: str, url: str, key: str | None) -> None:
+    """Ask for the list of models: free, and any answer says that somebody is there."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"{url.rstrip('/')}/models", headers=headers)
+    try:
+        urllib.request.build_opener(_Stay()).open(request, timeout=KNOCK_S).close()
+    except urllib.error.HTTPError as answer:
+        if answer.code in (401, 403):
+            raise ValueError(
+                f"{url} refuses the key (HTTP {answer.code}); correct the environment variable that holds it"
+            ) from answer
+    except (OSError, http.client.HTTPException) as error:  # no name, no route, nobody, no answer, no HTTP
+        raise ValueError(
+            f"{url} does not answer ({error}); start it, or correct base_url in [providers.{name}] of the profile"
+        ) from error
 
 
 def doctor(file: str | None, on: str | None, store_url: str | None) -> int:
@@ -92,9 +148,9 @@ def doctor(file: str | None, on: str | None, store_url: str | None) -> int:
     profile = profiles.load(on, store_url)
     checks = [*_machine(), *_packages(), *_places(profile)]
     if file is not None:
-        x = experiment.load(file)
-        checks += [Check("experiment", True, f"{x.name}: {x.cells} trained students"), *_providers(x, profile)]
+        checks += _experiment(file, profile)
+    width = max(len(check.name) for check in checks)
     for check in checks:
         mark = {True: "ok  ", False: "BAD ", None: "note"}[check.ok]
-        print(f"{mark}  {check.name:<16}{check.said}")
+        print(f"{mark}  {check.name:<{width}}  {check.said}")
     return 1 if any(c.ok is False for c in checks) else 0

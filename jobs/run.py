@@ -62,10 +62,11 @@ def _make(
     x: Experiment, targets: list[Stage], store: Store, profile: Profile, command: str, max_usd: float | None
 ) -> int:
     """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on."""
-    from cluster import providers, runner
+    from cluster import bases, providers, runner
     from cluster.quota import run_quota
 
     pending = runner.to_make(targets, store)
+    bases.check(bases.needed(pending), profile)
     quota = run_quota(pending, profile, max_usd)
     try:
         with providers.ready(pending, profile) as places:

@@ -1,0 +1,78 @@
+"""`empathy doctor FILE` says BAD of what a run would stop at."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from jobs import doctor
+from serving.scripted import Scripted
+from tests.experiments import tiny_file
+
+
+def bad(file: Path, capsys: pytest.CaptureFixture[str], profile: str = "") -> dict[str, str]:
+    """Name -> what was said of each check of the experiment that failed."""
+    on = file.parent / "profile.toml"
+    on.write_text(profile)
+    doctor.doctor(str(file), str(on), str(file.parent / "store"))
+    lines = capsys.readouterr().out.splitlines()
+    found = [line.removeprefix("BAD").strip().split("  ", 1) for line in lines if line.startswith("BAD")]
+    packages = {*doctor.TRIED, "vllm", "torch", "python", "machine", "disk"}  # this machine's
+    return {name: said.strip() for name, said in found if name not in packages}
+
+
+def changed(folder: Path, old: str, new: str) -> Path:
+    file = tiny_file(folder)
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    return file
+
+
+def test_a_sound_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bad(tiny_file(tmp_path), capsys) == {}
+
+
+def test_data_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EMPATHY_DATA", raising=False)
+    said = bad(changed(tmp_path, f"{tmp_path}/dialogues.jsonl", "${EMPATHY_DATA}/dialogues.jsonl"), capsys)
+    assert "EMPATHY_DATA is not set" in said.pop("data")
+    assert not said
+    said = bad(changed(tmp_path, f"{tmp_path}/raising.jsonl", "nowhere.jsonl"), capsys)
+    assert "nowhere.jsonl" in said.pop("data of tiny")
+    assert not said
+
+
+def test_an_experiment_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(bad(changed(tmp_path, "part_rows", "rows_part"), capsys)) == ["experiment"]
+
+
+def test_a_base_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny_file(tmp_path)
+    text = file.read_text()
+    file.write_text(
+        text[: text.index("[students.tiny]")] + '[students.tiny]\nmodel = "./gone"\n' + text[text.index("[train]") :]
+    )
+    assert bad(file, capsys) == {"base of tiny": "students.tiny.model = './gone': there is no such folder"}
+
+
+def test_a_provider_is_knocked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = changed(tmp_path, 'provider        = "embedded"', 'provider = "a_long_name_of_ours"')
+    place = '[providers.a_long_name_of_ours]\nbase_url = "{}"\n'
+    name = "provider a_long_name_of_ours"
+    assert "unknown" in bad(file, capsys)[name]
+    with Scripted() as server:
+        assert bad(file, capsys, place.format(server.url)) == {}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        assert f"{url} does not answer" in bad(file, capsys, place.format(url))[name]
+    monkeypatch.delenv("OUR_KEY", raising=False)
+    said = bad(file, capsys, place.format(url) + 'key_env = "OUR_KEY"\n')[name]
+    assert "OUR_KEY" in said
