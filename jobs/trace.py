@@ -14,6 +14,7 @@ from empathy import experiment
 from empathy.lower import Cell, Lesson, Lowered
 from empathy.prompts import SPEAKERS
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Score, Verdict
+from empathy.report.cells import name_of
 from empathy.specs import ExamplesSpec, Rubric, VerdictsSpec
 from empathy.stages import Stage, walk
 from empathy.store import Store
@@ -209,7 +210,8 @@ def _verdicts(life: Life, lowered: Lowered, cell: Cell) -> Iterator[str]:
     for name, stage in lowered.report.inputs.items():
         slot, *what = name.split(":")
         if slot == cell.slot and isinstance(stage.spec, VerdictsSpec):
-            who = what[1] if len(what) > 1 else "alone"
+            opponent = ":".join(x for x in what[1:] if not x.startswith("judge"))
+            who = name_of(opponent, lowered.report.locator) if opponent else "alone"
             said, raw = _judged(life, stage, stage.spec)
             told[stage.spec.judge.model].append(f"{who}: {said}")
             quoted += [f"{stage.spec.judge.model} on {who}: {' '.join(text.split())}" for text in raw]

@@ -101,7 +101,7 @@ class _Lowering:
         self.names[slot] = name
         self.inputs |= {f"{slot}:checkpoint": base, f"{slot}:replies": replies}
         opponents = self._human() | {slot: r for taught in lessons for slot, r in self._teacher(taught).items()}
-        self.inputs |= compared(self.x, self.dialogues, Side(slot, replies, name), opponents)
+        self._verdicts(Side(slot, replies, name), opponents)
         for taught in lessons:
             self._scores(slot, base, taught)
 
@@ -121,7 +121,18 @@ class _Lowering:
     def _compared(self, cell: Cell, k: int, taught: _Taught) -> None:
         base = {f"base{k}": self.inputs[f"base{k}:replies"]} if "base" in self.x.judge.opponents else {}
         opponents = base | self._human() | self._teacher(taught) | self._naive(cell)
-        self.inputs |= compared(self.x, self.dialogues, Side(cell.slot, cell.replies, cell.name), opponents)
+        self._verdicts(Side(cell.slot, cell.replies, cell.name), opponents)
+
+    def _verdicts(self, side: Side, opponents: dict[str, Stage]) -> None:
+        theirs = [Side(slot, replies, self._called(slot)) for slot, replies in opponents.items()]
+        self.inputs |= compared(self.x, self.dialogues, side, theirs)
+
+    def _called(self, slot: str) -> str:
+        """What people call an opponent."""
+        if slot == "human":
+            return "the human reply"
+        kind, _, lesson = slot.partition(":")
+        return f"the teacher's reply ({self.names[lesson]})" if kind == "teacher" else self.names[slot]
 
     def _human(self) -> dict[str, Stage]:
         return {"human": self.human} if "human" in self.x.judge.opponents else {}
@@ -143,6 +154,7 @@ class _Lowering:
         j, name = taught.number, taught.lesson.name
         for objective, what, measured in (("sft", "nll", "NLL"), ("dpo", "pairs", "pairs")):
             if objective in taught.heldout:
-                label = f"held-out {measured} {slot} {name}"
+                on = "" if name in self.names[slot] else f" on {name}"  # an arm is measured on its own lesson alone
+                label = f"held-out {measured} of {self.names[slot]}{on}"
                 stage = self.students.logprobs(checkpoint, taught.heldout[objective], label)
                 self.inputs[f"{slot}:{what}:{j}"] = stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from empathy import judges
@@ -19,14 +20,17 @@ class Side:
     name: str
 
 
-def compared(x: Experiment, dialogues: Stage, side: Side, opponents: dict[str, Stage]) -> dict[str, Stage]:
-    """Inputs of the report: the verdicts on one side against each opponent (slot -> replies), a judge each."""
+def compared(x: Experiment, dialogues: Stage, side: Side, opponents: Sequence[Side]) -> dict[str, Stage]:
+    """Inputs of the report: the verdicts on one side against each opponent, a judge each."""
     several = len(x.judge.models) > 1
     return {
-        f"{side.slot}:verdicts:{opponent}" + (f":judge{i}" if several else ""): _verdicts(
-            x, model, {"dialogues": dialogues, "a": side.replies, "b": theirs}, f"{side.name} against {opponent}"
+        f"{side.slot}:verdicts:{theirs.slot}" + (f":judge{i}" if several else ""): _verdicts(
+            x,
+            model,
+            {"dialogues": dialogues, "a": side.replies, "b": theirs.replies},
+            f"{side.name} against {theirs.name}" + (f" by {model}" if several else ""),
         )
-        for opponent, theirs in opponents.items()
+        for theirs in opponents
         for i, model in enumerate(x.judge.models)
     }
 

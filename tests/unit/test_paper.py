@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -153,6 +154,22 @@ def test_students_see_the_conversation_alone(paper: Lowered) -> None:
             assert stage.spec.system is None
         if isinstance(who := responder(stage), Student):
             assert who.system is None
+
+
+def test_labels_have_the_names_that_people_use_and_tell_stages_apart(paper: Lowered) -> None:
+    labels = Counter((s.kind, s.label) for s in stages(paper))
+    assert not [label for _, label in labels if re.search(r"\b(a\d{3}|base\d|teacher:\d|human$)", label)]
+    assert not [label for (kind, label), n in labels.items() if n > 1 and kind in ("logprobs", "verdicts")]
+    arm = "student=llama regime=sft method=direct teacher=gpt-4 seed=0"
+    judge = "google/gemini-2.5-flash"
+    for found in (
+        ("logprobs", f"held-out NLL of {arm}"),
+        ("logprobs", "held-out pairs of mistral (base) on method=direct teacher=gpt-4"),
+        ("verdicts", f"{arm} against llama (base) by {judge}"),
+        ("verdicts", f"{arm} against the teacher's reply (method=direct teacher=gpt-4) by {judge}"),
+        ("verdicts", f"llama (base) against the human reply by {judge}"),
+    ):
+        assert labels[found] == 1, found
 
 
 def test_training_sets_are_screened_and_held_out_ones_are_not(paper: Lowered) -> None:

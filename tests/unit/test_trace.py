@@ -116,8 +116,8 @@ def test_a_test_dialogue_shows_every_arm_and_what_is_not_made(
     assert len(arms) == 4
     assert arms[0].endswith(f"arm to {ident}")
     assert all(x.endswith("not made yet") for x in arms[1:])
-    told = next(x for x in lines if "base0: wins / ties" in x)
-    assert "human: not made yet" in told
+    told = next(x for x in lines if "tiny (base): wins / ties" in x)
+    assert "human reply: not made yet" in told
     assert lines[-1].startswith("NOT MADE YET: ")
 
 
