@@ -85,7 +85,7 @@ class _Run:
             reading = {place_of(stage, self.lanes).lane for stage in self.sources}
             self._start(lambda lane: lane.name in reading)
             self._read_sources()
-            doors.check_ratings(self.pending, self.context.store)
+            doors.check(self.pending, self.context.store)
             self._start(lambda lane: not lane.on_ray(self.context))
             if self._start_is_due():
                 up.enter_context(ray_session(self.context.profile))

@@ -4,10 +4,11 @@ used at all."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from empathy.specs import ExamplesSpec, Recorded, RepliesSpec
+from empathy.records import Split
+from empathy.specs import DialoguesSpec, ExamplesSpec, Recorded, RepliesSpec
 from empathy.stages import Stage
 
 if TYPE_CHECKING:  # slow to load, and planning seldom needs them
@@ -27,6 +28,38 @@ def recorded(replies: Stage | None) -> str | None:
     spec = replies.spec
     assert isinstance(spec, RepliesSpec)
     return spec.responder.responder if isinstance(spec.responder, Recorded) else TO_ASK
+
+
+def check(pending: Sequence[Stage], store: Store) -> None:
+    """`check_sides`, then `check_ratings`."""
+    check_sides(pending, store)
+    check_ratings(pending, store)
+
+
+def check_sides(pending: Iterable[Stage], store: Store) -> None:
+    """Raises ValueError where pending stages learn from, or are measured on, a side of the split that has no
+    dialogues. Dialogues that are not made yet are not looked at."""
+    sides: dict[Stage, set[Split]] = defaultdict(set)
+    for stage in pending:
+        if isinstance(stage.spec, ExamplesSpec | RepliesSpec) and stage.spec.split is not None:
+            sides[stage.inputs["dialogues"]].add(stage.spec.split)
+    for dialogues, wanted in sides.items():
+        artifact = store.find(dialogues.kind, dialogues.key)
+        lacking = sorted(wanted - artifact.counts.keys()) if artifact else []
+        if artifact and lacking:
+            raise ValueError(_no_side(dialogues, lacking[0], artifact.counts))
+
+
+def _no_side(dialogues: Stage, side: Split, counts: Mapping[str, int]) -> str:
+    spec = dialogues.spec
+    assert isinstance(spec, DialoguesSpec)
+    options = "".join(f", {name} = {value}" for name, value in spec.split.model_dump(exclude={"type"}).items())
+    found = ", ".join(f"{name} {n:,}" for name, n in ({"train": 0, "test": 0} | dict(counts)).items())
+    more = ", or raise data.limit" if spec.limit else ""
+    return (
+        f"data.split = {spec.split.type!r}{options}, data.limit = {spec.limit or 'none'}: no {side} dialogue is left "
+        f"({found}); students learn from train and are measured on test: choose a split that has both{more}"
+    )
 
 
 def check_ratings(pending: Iterable[Stage], store: Store) -> None:

@@ -57,7 +57,7 @@ def text(
     stages = list(walk(targets))
     finished = store.finished(stages)
     to_make = missing(targets, lambda stage: stage.key in finished)
-    doors.check_ratings(to_make, store)
+    doors.check(to_make, store)
     view = View(stages, finished, store)
     lines = [
         f"{x.name}: {x.question}",

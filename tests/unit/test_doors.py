@@ -13,7 +13,7 @@ from cluster.executors import LANES, Context, Lane
 from cluster.profile import Asking, Profile
 from cluster.progress import Progress
 from empathy import dialogues
-from empathy.doors import check_ratings
+from empathy.doors import check_ratings, check_sides
 from empathy.lower import lower
 from empathy.records import Dialogue
 from empathy.sources import parse
@@ -23,6 +23,7 @@ from empathy.specs import (
     Human,
     ImproveHuman,
     ImproveLlm,
+    OfficialSplit,
     RandomSplit,
     Recorded,
     RepliesSpec,
@@ -101,7 +102,44 @@ def test_a_judges_scores_the_other_side_and_dialogues_not_made_are_not_looked_at
     check_ratings([sets(of, ImproveHuman(), ASKED)], Store.open(str(tmp_path / "empty")))
 
 
-def test_a_run_asks_nobody_when_ratings_are_lacking(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"limit": 1}, "'random', test_fraction = .*, data.limit = 1: no (train|test) dialogue is left"),
+        (
+            {"split": {"type": "official"}},
+            "'official', data.limit = none: no test dialogue is left .train 24, test 0.; .*that has both$",
+        ),
+    ],
+)
+def test_a_run_asks_nobody_when_a_side_of_the_split_is_empty(data: dict[str, Any], told: str, tmp_path: Path) -> None:
+    source = {"type": "jsonl", "path": str(tmp_path / "dialogues.jsonl")}
+    x = tiny(tmp_path, data={"source": source, "split": {"type": "random", "test_fraction": 0.25}} | data)
+    store = Store.open(str(tmp_path / "store"))
+    asked: list[str] = []
+    lanes = [
+        Lane("asking", lane.model_of, lambda *a: asked.append(""), lambda c: False) if lane.name == "asking" else lane
+        for lane in LANES
+    ]
+    report = lower(x).report
+    with pytest.raises(ValueError, match=f"data.split = {told}"):
+        runner.run([report], Context(store, Profile(ask=Asking(workers=0)), Progress(out=lambda line: None)), lanes)
+    assert not asked
+
+
+def test_twins_of_the_test_may_be_all_that_there_was_to_learn_from(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "my cat ran away from home last night and I miss her"}]
+    rows = [{"id": side, "turns": turns, "human_reply": "oh", "split": side} for side in ("train", "test")]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    of = dialogues.stage(parse({"type": "jsonl", "path": str(tmp_path / "d.jsonl")}), OfficialSplit())
+    store = Store.open(str(tmp_path / "store"))
+    dialogues.make(of, store, store.writer(of))
+    with pytest.raises(ValueError, match="no train dialogue is left .train 0, test 1, twin_of_test 1.; students"):
+        check_sides([sets(of, Human(), None)], store)
+    check_sides([sets(of, Human(), None, purpose="heldout", split="test")], store)
+
+
+def test_a_run_asks_nobody_when_ratings_when_ratings_are_lacking(tmp_path: Path) -> None:
     """The teacher is asked from the driver, without Ray: its lane could begin as soon as the dialogues are there."""
     arms = [{"method": "improve_human", "strategy": "naive"}]
     x = tiny(tmp_path, arms=arms)
