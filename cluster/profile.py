@@ -16,6 +16,9 @@ from empathy.store import Store
 from serving.prices import EMBEDDED as EMBEDDED
 from serving.prices import Price, Prices
 
+SHIPPED = Path(__file__).parent.parent / "infra" / "profiles"
+"""Profiles that go by name."""
+
 
 class Section(BaseModel):
     """A table of the profile."""
@@ -209,8 +212,12 @@ def load(path: str | None, store: str | None = None) -> Profile:
     store."""
     profile = Profile()
     if path is not None:
-        shipped = Path(__file__).parent.parent / "infra" / "profiles" / f"{path}.toml"
-        profile = documents.load(Profile, shipped if shipped.is_file() else path)
+        shipped = {file.stem: file for file in SHIPPED.glob("*.toml")}
+        if path not in shipped and not Path(path).is_file():
+            raise ValueError(
+                f"on = {path!r}: no such file, and no profile that ships; those are {', '.join(sorted(shipped))}"
+            )
+        profile = documents.load(Profile, shipped.get(path, Path(path)))
     chosen = profile.store if store is None else store
     if not chosen.strip() or not chosen.isprintable():
         raise ValueError(f"store = {chosen!r}: names nothing; give a folder or s3://bucket/prefix")

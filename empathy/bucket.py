@@ -234,6 +234,12 @@ class BucketFiles(Files):
         else:
             super().probe()
 
+    def look(self) -> None:
+        if self._attempts == ATTEMPTS:
+            BucketFiles(self.url, attempts=2, **self.options).look()
+        else:
+            super().look()
+
     def remedy(self, error: OSError) -> str:
         cause = error.__cause__
         advice = REMEDIES.get(

@@ -125,6 +125,13 @@ class Files(ABC):
                 f"store = {self.url!r}: a file just written is not listed; use a place that lists what it holds"
             )
 
+    def look(self) -> None:
+        """List one folder: for those who only read. Raises ValueError naming `store`, its value and the remedy."""
+        try:
+            self.folders("probe")
+        except OSError as error:
+            raise ValueError(f"store = {self.url!r}: {self.remedy(error)}") from error
+
     def remedy(self, error: OSError) -> str:
         """What a user can do about an error of this place."""
         return f"cannot be used ({error}); name a folder you may write to, on a file system with hard links"

@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jobs import choose
 
+PIPE_CLOSED = 141
+"""128 + SIGPIPE: what a shell says of a program that wrote on when nobody read any more."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -182,10 +185,22 @@ def console(arguments: Sequence[str] | None = None) -> NoReturn:
     4 of 12 finished runs were aborted there ("terminate called without an active exception"): a C++ thread of a library
     was still joinable when the interpreter took it down. Everything of ours is closed by then.
     """
-    code = main(arguments)
-    sys.stdout.flush()
+    try:
+        code = main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_if_nobody_reads()
+        raise
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_if_nobody_reads() -> None:
+    """Whoever read our output (`| head`) has seen enough. Nothing happens when another pipe was broken."""
+    output = select.poll()
+    output.register(1, 0)  # errors alone: a pipe without a reader has one
+    if output.poll(0):
+        os._exit(PIPE_CLOSED)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def text(
 ) -> str:
     """The plan. Raises ValueError for what would stop the run later, such as ratings that a method lacks."""
     store = profile.open_store()
+    store.files.look()
     stages = list(walk(targets))
     finished = store.finished(stages)
     to_make = missing(targets, lambda stage: stage.key in finished)

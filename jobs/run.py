@@ -116,6 +116,7 @@ def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] =
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
     store = profile.open_store()
+    store.files.look()
     lowered = choose.lowered(x, only)
     left = missing([lowered.report], store.done)
     if left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -43,7 +44,10 @@ def test_plan_counts_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "said"),
     [
         (["plan", "nowhere.toml"], "nowhere.toml"),
-        (["plan", DEMO, "--on", "nowhere"], "nowhere"),
+        (
+            ["plan", DEMO, "--on", "nowhere"],
+            "on = 'nowhere': no such file, and no profile that ships; those are gpus, laptop",
+        ),
         (["plan", DEMO, "--store", "ftp://x"], "unknown scheme"),
         (["report", DEMO], "empathy run"),
     ],
@@ -96,6 +100,27 @@ def test_trace_still_takes_arm() -> None:
 
 def test_one_stage_is_and_two_are() -> None:
     assert [run.not_made(n) for n in (1, 2)] == ["1 stage is not made", "2 stages are not made"]
+
+
+@pytest.mark.parametrize("command", ["plan", "report"])
+def test_a_store_that_cannot_be_read_is_one_message(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    url = tmp_path / "file" / "store"
+    assert cli.main([command, str(tiny_file(tmp_path)), "--store", str(url)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"empathy {command}: store = '{url}': cannot be used (")
+    assert "name a folder you may write to" in said
+
+
+def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "jobs.cli", "plan", DEMO, "--store", str(tmp_path), "--all"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, "")
 
 
 def test_profile_names_providers_it_knows() -> None:
