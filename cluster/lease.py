@@ -7,6 +7,9 @@ A holder that released its lease, whose process is gone (seen at once on its own
 its time to live is superseded by the next epoch. One that wakes up later is fenced: `Writer.commit` and `Lease.check`
 see the newer epoch. Ages are told by the clock of the store, so machines need not agree on the time. A lease saves
 double work; that there is one artifact rests not on it but on the conditional put of the manifest.
+
+A record that cannot be read (a disk was full, a copy of the store is damaged) names nobody: it is superseded when it,
+and its beat, are older than `TTL_S`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from empathy.store import FencedError, Store, Writer, newest_epoch
 TTL_S = 60.0
 """Longer than a process that trains may be without Python: imports and compilers hold it for tens of seconds."""
 POLL_S = 2.0
+_FIELDS = {"host": str, "pid": int, "machine": str | None, "started": str | None, "ttl_s": int | float}
+"""What a lease's record holds."""
 
 
 class LeaseHeldError(RuntimeError):
@@ -177,8 +182,11 @@ def lease(store: Store, stage: Stage, ttl_s: float = TTL_S, wait: bool = True) -
 def holder(store: Store, stage: Stage) -> str:
     """Who took the newest lease, for people: "process 123 on host a"; "nobody" when there was none."""
     newest = newest_epoch(store.files, _folder(stage))
-    data = store.files.read_or_none(f"{_folder(stage)}/lease/{newest:06d}.json") if newest else None
-    return "process {pid} on host {host}".format(**json.loads(data)) if data else "nobody"
+    if not newest:
+        return "nobody"
+    path = f"{_folder(stage)}/lease/{newest:06d}.json"
+    record = _record(store.files, path)
+    return "process {pid} on host {host}".format(**record) if record else f"somebody whose {path} cannot be read"
 
 
 def is_free(store: Store, stage: Stage) -> bool:
@@ -193,13 +201,27 @@ def _folder(stage: Stage) -> str:
 
 def _is_free(files: Files, folder: str, epoch: int) -> bool:
     """Whether the holder of `epoch` has released it, is dead, or has been silent for its time to live."""
-    record = json.loads(files.read(f"{folder}/lease/{epoch:06d}.json"))
-    beat = f"{folder}/lease/{epoch:06d}.beat"
-    said = files.read_or_none(beat)
-    if (said and json.loads(said)["released"]) or is_gone(record):
+    taken, beat = f"{folder}/lease/{epoch:06d}.json", f"{folder}/lease/{epoch:06d}.beat"
+    record, said = _record(files, taken), files.read_or_none(beat)
+    if (said and _object(said).get("released") is True) or (record and is_gone(record)):
         return True
-    age_s = files.age_s(beat if said else f"{folder}/lease/{epoch:06d}.json")
-    return age_s is not None and age_s > record["ttl_s"]
+    age_s = files.age_s(beat if said is not None else taken)
+    return age_s is not None and age_s > (record["ttl_s"] if record else TTL_S)
+
+
+def _record(files: Files, path: str) -> dict[str, Any] | None:
+    """Who took a lease; None where the file does not tell."""
+    record = _object(files.read_or_none(path) or b"")
+    return record if all(isinstance(record.get(name), kind) for name, kind in _FIELDS.items()) else None
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """A JSON object; {} for anything else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):  # half written, or damaged: it says nothing
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 # ---------------------------------------------------------------- who is alive

@@ -51,7 +51,7 @@ class Writer:
 
     def finished_indices(self) -> set[int]:
         """Numbers of the parts that are already there: one listing, whatever their number."""
-        return {int(PurePosixPath(p).stem) for p in self._files.list(f"{self.folder}/parts") if p.endswith(".json")}
+        return _numbers(self._files.list(f"{self.folder}/parts"), digits=5)
 
     def finished_parts(self) -> dict[int, File]:
         """Parts that are already there, from this or an earlier, broken attempt."""
@@ -140,7 +140,13 @@ class Writer:
 
 def newest_epoch(files: Files, folder: str) -> int:
     """The highest epoch of the leases on an artifact's folder; 0 when nobody ever held one."""
-    return max((int(PurePosixPath(p).stem) for p in files.list(f"{folder}/lease") if p.endswith(".json")), default=0)
+    return max(_numbers(files.list(f"{folder}/lease"), digits=6), default=0)
+
+
+def _numbers(paths: Iterable[str], digits: int) -> set[int]:
+    """The numbers of files that are named by them ("000001.json"); what else lies there is not ours."""
+    names = {PurePosixPath(p).stem for p in paths if p.endswith(".json")}
+    return {int(n) for n in names if n.isascii() and n.isdigit() and n == f"{int(n):0{digits}d}"}
 
 
 class Store:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lease import is_gone, lease, process_identity, try_lease
+from cluster.lease import TTL_S, LeaseHeldError, holder, is_free, is_gone, lease, process_identity, try_lease
 from empathy.specs import ReportSpec
 from empathy.stages import Stage
-from empathy.store import FencedError, Store
+from empathy.store import FencedError, Store, newest_epoch
 
 ROOT = Path(__file__).parents[2]
 ONE = Stage(ReportSpec())
@@ -169,6 +169,45 @@ def test_an_error_gives_the_lease_back(store: Store) -> None:
     with lease(store, ONE) as held:
         assert held is not None
         assert held.epoch == 2
+
+
+DAMAGED = [b"", b'{"host": "a', b"{}", b"[1]", b"null", b"\xff\x00", b'{"host": "a", "pid": "x", "ttl_s": 1}']
+
+
+@pytest.mark.parametrize("data", DAMAGED)
+def test_a_record_that_cannot_be_read_is_held_until_it_is_old(data: bytes, store: Store, tmp_path: Path) -> None:
+    file = tmp_path / f"report/{ONE.key}/lease/000001.json"
+    store.files.write(f"report/{ONE.key}/lease/000001.json", data)
+    assert not is_free(store, ONE)
+    assert try_lease(store, ONE) is None
+    assert "lease/000001.json cannot be read" in holder(store, ONE)
+    with pytest.raises(LeaseHeldError, match=r"000001\.json cannot be read"), lease(store, ONE, wait=False):
+        raise AssertionError("not reached")
+    old_s = time.time() - TTL_S - 1
+    os.utime(file, (old_s, old_s))
+    with lease(store, ONE, wait=False) as taken:
+        assert taken is not None
+        assert taken.epoch == 2
+
+
+def test_who_beats_lives_though_its_record_is_damaged(store: Store, tmp_path: Path) -> None:
+    folder = f"report/{ONE.key}/lease"
+    store.files.write(f"{folder}/000001.json", b"")
+    old_s = time.time() - TTL_S - 1
+    os.utime(tmp_path / folder / "000001.json", (old_s, old_s))
+    store.files.write(f"{folder}/000001.beat", b"{")
+    assert not is_free(store, ONE)
+    store.files.write(f"{folder}/000001.beat", json.dumps({"released": True}).encode())
+    assert is_free(store, ONE)
+
+
+def test_files_that_are_no_leases_are_not_looked_at(store: Store) -> None:
+    for name in ("notanumber.json", "7.json", "0000009.json", "²²²²²².json", "-00001.json", "000003.json.bak"):
+        store.files.write(f"report/{ONE.key}/lease/{name}", b"x")
+    assert newest_epoch(store.files, f"report/{ONE.key}") == 0
+    with lease(store, ONE) as held:
+        assert held is not None
+        assert held.epoch == 1
 
 
 def test_who_is_gone() -> None:
