@@ -97,6 +97,6 @@ def _refuse(unrated: pl.DataFrame) -> None:
         who = "human" if row["human_rating"] is None else "learned"
         raise ValueError(
             f"dialogue {row['id']!r}: its {who} reply has no rating to select by; use a source with ratings "
-            '(welivita_pu, or "ratings" in a jsonl), or let a judge rate (good); method direct can do without: '
-            "unrated_is_good = true"
+            '(welivita_pu, or "ratings" in a jsonl), or let a judge rate (a [ratings] table in the experiment); '
+            "method direct can do without: unrated_is_good = true in [teacher]"
         )

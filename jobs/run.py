@@ -74,7 +74,7 @@ def _make(
     except KeyboardInterrupt as told:
         print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED
-    print(f"made {outcome.made} stages in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
+    print(f"made {outcome.made} stage{'' if outcome.made == 1 else 's'} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
     if outcome.failures:
         print(failed_table(outcome.failures, outcome.open, command), file=sys.stderr)
     return 1 if outcome.failures else 0
@@ -147,7 +147,8 @@ def _show(
         command=command,
     )
     page = report.render(lowered.report, store, folder(profile, x.name, only), headline)
-    print(report.headline(store.get(lowered.report).read(Estimate), lowered.report.locator))
+    estimates = store.get(lowered.report).read(Estimate)
+    print(report.headline(estimates, lowered.report.locator, report.stand_ins(lowered.report)))
     print(f"\n{page}")
     return 0
 

@@ -3,7 +3,8 @@
     build(stage, store)                   -> every estimate, and what else the page says
     make(stage, store, writer)            makes the artifact: part 0 the estimates, estimates.csv, content.json
     render(stage, store, folder, head)    draws folder/report.html from the artifact alone, with csv and svg beside it
-    headline(estimates, names)            the table for a terminal
+    headline(estimates, names, stand_ins) the table for a terminal
+    stand_ins(stage)                      rule-based models that stand where an LLM should be, in words
 
 Estimates name arms by slot ("a000"), as the stage's inputs do: a display name may change without making the artifact
 another one. The page and the files beside it carry names.
@@ -12,7 +13,7 @@ another one. The page and the files beside it carry names.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -82,8 +83,16 @@ def render(stage: Stage, store: Store, out_dir: Path, head: Headline) -> Path:
     return draw_page(stage, estimates, json.loads(artifact.read_file("content.json")), out_dir, head, store.url)
 
 
-def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
-    """Win rates of every arm, then what needs no judge; `names` is the locator of the report stage."""
+def headline(estimates: Iterable[Estimate], names: Mapping[str, str], stand_ins: Sequence[str] = ()) -> str:
+    """Win rates of every arm, then what needs no judge, then a warning if there are `stand_ins`; `names` is the locator
+    of the report stage."""
     from empathy.report.console import headline as text
 
-    return text(estimates, names)
+    return text(estimates, names, stand_ins)
+
+
+def stand_ins(stage: Stage) -> list[str]:
+    """Rule-based models that stand where an LLM should be in a report stage, in words."""
+    from empathy.report.content import stand_ins as found
+
+    return found(stage)

@@ -15,11 +15,12 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def headline(estimates: Iterable[Estimate], names: Mapping[str, str]) -> str:
-    """Win rates of every arm, then what needs no judge; `names` is the locator of the report stage."""
+def headline(estimates: Iterable[Estimate], names: Mapping[str, str], stand_ins: Sequence[str] = ()) -> str:
+    """Win rates of every arm, then what needs no judge, then a warning if there are `stand_ins`; `names` is the locator
+    of the report stage."""
     book = Book(estimates, names)
     tables = [_wins(book, str(judge)) for judge in dict.fromkeys(m.judge for m in book.matches)]
-    return "\n\n".join([*tables, *_unjudged(book)])
+    return "\n\n".join([*tables, *_unjudged(book), *_warning(stand_ins)])
 
 
 def _wins(book: Book, judge: str) -> str:
@@ -32,6 +33,14 @@ def _wins(book: Book, judge: str) -> str:
     sizes = sorted({(e.n, e.clusters) for e in rows})
     n = " or ".join(f"{n} verdicts in {c} clusters" for n, c in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     return f"Win rate, % [95 % interval], judge {judge}; {n}\n\n{columns(table)}"
+
+
+def _warning(stand_ins: Sequence[str]) -> list[str]:
+    are = "is a fixed set of rules" if len(stand_ins) == 1 else "are fixed sets of rules"
+    said = (
+        f"Stand-ins: {' and '.join(stand_ins)} {are}, not a language model: no conclusion about empathy may be drawn."
+    )
+    return [said] if stand_ins else []
 
 
 def _unjudged(book: Book) -> list[str]:

@@ -148,7 +148,9 @@ def test_direct_heldout(chain: Chain) -> None:
 def test_direct_unrated_teacher(tmp_path: Path) -> None:
     chain = Chain(tmp_path, rows({"d3": ("train", 3, None), "d1": ("train", 1, None), "t1": ("test", 1, None)}))
     learned = chain.recorded("m")
-    with pytest.raises(ValueError, match=r"dialogue 'd3': its learned reply has no rating.*unrated_is_good = true"):
+    with pytest.raises(
+        ValueError, match=r"'d3': its learned reply has no rating.*\[ratings\] table.*unrated_is_good = true"
+    ):
         chain.examples(Direct(), "sft", learned)
     good = Direct(unrated_is_good=True)
     assert [d for d, *_ in shown(chain.examples(good, "sft", learned))] == ["d3", "d3"]

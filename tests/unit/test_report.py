@@ -348,6 +348,15 @@ def test_figures_are_drawn_the_same_twice() -> None:
     assert first.csv.splitlines()[1] == "p,g,sft,40.0,30.0,50.0"
 
 
+def test_the_terminal_warns_of_stand_ins(book: Book, world: World, tmp_path: Path) -> None:
+    told = report.headline(book.all, NAMES, report.stand_ins(world.report)).splitlines()[-1]
+    assert told.startswith("Stand-ins: the judge 'rule-judge' is a fixed set of rules")
+    assert "no conclusion about empathy" in told
+    assert "Stand-ins" not in report.headline(
+        book.all, NAMES, report.stand_ins(World(tmp_path, provider="openai").report)
+    )
+
+
 def test_headline_for_a_terminal(book: Book) -> None:
     text = report.headline(book.all, NAMES)
     assert "judge rule-judge; 48 verdicts in 6 clusters" in text
