@@ -74,7 +74,7 @@ def _make(
     except KeyboardInterrupt as told:
         print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED
-    print(f"made {outcome.made} stage{'' if outcome.made == 1 else 's'} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
+    print(f"made {_stages(outcome.made)} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
     if outcome.failures:
         print(failed_table(outcome.failures, outcome.open, command), file=sys.stderr)
     return 1 if outcome.failures else 0
@@ -93,7 +93,11 @@ def failed_table(failures: Sequence[Failure], left: int, command: str) -> str:
 
 def not_made(left: int) -> str:
     """ "1 stage is not made", "2 stages are not made"."""
-    return "1 stage is not made" if left == 1 else f"{left} stages are not made"
+    return f"{_stages(left)} {'is' if left == 1 else 'are'} not made"
+
+
+def _stages(n: int) -> str:
+    return f"{n} stage" + ("" if n == 1 else "s")
 
 
 def again(
