@@ -1,4 +1,5 @@
-"""Run an experiment on a Ray cluster: `ray job submit -- python -m jobs.run FILE`, with the code shipped small.
+"""Run an experiment on a Ray cluster: `ray job submit -- python -m jobs.run FILE`, with the code shipped small, and
+with it what the experiment names of this machine (`jobs.shipping`).
 
 Keys are never shipped: teachers' and buckets' credentials must be in the environment of the cluster's machines.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from cluster import profile as profiles
 from empathy import experiment
 from empathy.stages import missing
-from jobs import choose
+from jobs import choose, shipping
 
 if TYPE_CHECKING:  # Ray is slow to load
     from ray.job_submission import JobSubmissionClient
@@ -116,6 +117,8 @@ def submit(
     client = _client(address)
     with tempfile.TemporaryDirectory() as folder:
         _pack(Path(folder), [Path(file)] + ([Path(on)] if on and Path(on).is_file() else []))
+        for line in shipping.ship(Path(file), Path(folder), SHIPPED_PLACES):
+            print(f"note: {line}", file=sys.stderr)
         places = {name: os.environ[name] for name in SHIPPED_PLACES if name in os.environ}
         job = client.submit_job(
             entrypoint=entrypoint(file, on, profile, only, until, max_usd),
