@@ -22,7 +22,7 @@ from jobs.estimate.storage import storage
 from jobs.estimate.view import View, asked_model
 from serving.ledger import Ledger
 
-MOST_NAMED = 16
+MOST_NAMED = 8
 
 
 def plan(
@@ -66,17 +66,14 @@ def text(
         "",
         *_stages(stages, finished, to_make),
         "",
-        f"the arms share work: {len(list(walk([lowered.report])))} stages instead of {alone(lowered)} if each were run "
-        "alone",
-        "",
+        *_shared(lowered, stages),
         *_money(_bills(to_make, view, store, profile), max_usd),
         "",
         *_machines(to_make, view, profile),
         *_storage(to_make, view),
         "",
         *_sight(lowered, view),
-        "",
-        *_names(lowered, every),
+        *_names(lowered, stages, every),
     ]
     if every:
         waiting = {s.key for s in to_make}
@@ -115,6 +112,13 @@ def _stages(stages: Sequence[Stage], finished: set[str], to_make: Sequence[Stage
     )
     yield f"{'kind':<12}{'stages':>8}{'done':>8}{'to make':>9}"
     yield from (f"{kind:<12}{total[kind]:>8}{done[kind]:>8}{left[kind]:>9}" for kind in KINDS if total[kind])
+
+
+def _shared(lowered: Lowered, stages: Sequence[Stage]) -> Iterator[str]:
+    """What sharing saves, where the whole is planned and there is somebody to share with."""
+    if stages[-1] == lowered.report and len(lowered.cells) > 1:
+        yield f"the arms share work: {len(stages)} stages instead of {alone(lowered)} if each were run alone"
+        yield ""
 
 
 def alone(lowered: Lowered) -> int:
@@ -264,8 +268,12 @@ def _sight(lowered: Lowered, view: View) -> Iterator[str]:
     )
 
 
-def _names(lowered: Lowered, every: bool) -> Iterator[str]:
-    names = list(lowered.checkpoints)
+def _names(lowered: Lowered, stages: Sequence[Stage], every: bool) -> Iterator[str]:
+    """The students that would be there afterwards."""
+    there = {s.key for s in stages}
+    names = [name for name, checkpoint in lowered.checkpoints.items() if checkpoint.key in there]
     shown = names if every or len(names) <= MOST_NAMED else names[:MOST_NAMED]
-    more = f", and {len(names) - len(shown)} more (--all lists them and every stage)" if len(shown) < len(names) else ""
-    yield f"students: {', '.join(shown)}{more}"
+    more = f" and {len(names) - len(shown)} more (--all lists them and every stage)" if len(shown) < len(names) else ""
+    if names:
+        yield ""
+        yield f"students: {', '.join(shown)}{more}"

@@ -265,6 +265,30 @@ def test_until_stops_after_a_kind(until: str, kinds: set[str], tmp_path: Path) -
     assert [s for s in stages if s.kind == until] == wanted
 
 
+def test_a_plan_says_nothing_of_students_that_it_does_not_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, said = str(tiny_file(tmp_path)), {}
+    for until in ("replies", "checkpoint", None):
+        options = ["--until", until] if until else []
+        assert cli.main(["plan", file, "--store", str(tmp_path / "store"), *options]) == 0
+        said[until] = capsys.readouterr().out
+    assert [until for until, text in said.items() if "the arms share work" in text] == [None]
+    assert [until for until, text in said.items() if "students: tiny, tiny-sft-" in text] == ["checkpoint", None]
+
+
+def test_of_many_students_few_are_named(tmp_path: Path) -> None:
+    x = tiny(tmp_path, n=N, grid={"regime": ["sft"], "seed": list(range(9))})
+    lowered = lower(x)
+    assert len(lowered.checkpoints) == 10
+    profile = plan.profiles.load(None, str(tmp_path / "store"))
+    short, full = (plan.text(x, lowered, [lowered.report], profile, every=every) for every in (False, True))
+    line = next(x for x in short.splitlines() if x.startswith("students: "))
+    assert line.count(", ") == 7
+    assert line.endswith(" and 2 more (--all lists them and every stage)")
+    assert all(name in full for name in lowered.checkpoints)
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
