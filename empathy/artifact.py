@@ -14,11 +14,13 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from empathy.columns import from_table
 from empathy.files import Files, file_chunks, sha256_of
 
 R = TypeVar("R")
+T = TypeVar("T")
 WHOLE = b"whole"
 
 
@@ -163,8 +165,52 @@ def inside(name: str) -> str:
 
 
 def parse(path: str, data: bytes | None) -> dict[str, Any]:
+    """A stored JSON object. Raises CorruptError when it is none."""
     try:
-        value: dict[str, Any] = json.loads(data or b"")
-    except ValueError as error:
-        raise CorruptError(f"{path} is not readable ({error}): delete it and run again to make it anew") from error
+        value = json.loads(data or b"")
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise _unreadable(path, "it is no JSON object")
     return value
+
+
+def parse_file(path: str, data: bytes | None) -> File:
+    """The mark of a part. Raises CorruptError when it is none."""
+    return _shaped(_FILE, path, parse(path, data))
+
+
+def parse_manifest(path: str, data: bytes) -> dict[str, Any]:
+    """A manifest that has all that readers look for. Raises CorruptError when it has not."""
+    value = parse(path, data)
+    _shaped(_MANIFEST, path, value)
+    return value
+
+
+class _Identity(BaseModel):
+    kind: str
+    spec: dict[str, Any]
+
+
+class _Manifest(BaseModel):
+    key: str
+    identity: _Identity
+    parts: list[File]
+    files: dict[str, File]
+    meta: dict[str, Any]
+    made: dict[str, Any]
+
+
+_FILE, _MANIFEST = TypeAdapter(File), TypeAdapter(_Manifest)
+
+
+def _shaped(shape: TypeAdapter[T], path: str, value: dict[str, Any]) -> T:
+    try:
+        return shape.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _unreadable(path: str, why: str) -> CorruptError:
+    return CorruptError(f"{path} is not readable ({why}): delete it and run again to make it anew")

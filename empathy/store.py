@@ -17,14 +17,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from empathy.artifact import Artifact, CorruptError, File, inside, parse
+from empathy.artifact import Artifact, CorruptError, File, inside, parse, parse_file, parse_manifest
 from empathy.columns import to_table
 from empathy.files import Files, open_files, sha256_of
 from empathy.specs import KINDS
@@ -58,17 +58,21 @@ class Writer:
         indices = sorted(self.finished_indices())
         unknown = [k for k in indices if k not in self._parts]
         marks = self._files.read_many([self._mark(k) for k in unknown])
-        self._parts |= {k: File(**parse(self._mark(k), mark)) for k, mark in zip(unknown, marks, strict=True)}
+        self._parts |= {k: parse_file(self._at(k), mark) for k, mark in zip(unknown, marks, strict=True)}
         return {k: self._parts[k] for k in indices}
 
     def part(self, index: int) -> File:
         """A finished part. Raises FileNotFoundError when it is not finished."""
         if index not in self._parts:
-            self._parts[index] = File(**parse(self._mark(index), self._files.read(self._mark(index))))
+            self._parts[index] = parse_file(self._at(index), self._files.read(self._mark(index)))
         return self._parts[index]
 
     def _mark(self, index: int) -> str:
         return f"{self.folder}/parts/{index:05d}.json"
+
+    def _at(self, index: int) -> str:
+        """Where a mark is, for people."""
+        return f"{self._files.url}/{self._mark(index)}"
 
     def write_part(self, index: int, table: pa.Table, counts: Mapping[str, int] | None = None) -> bool:
         """Write part `index` and mark it finished. False when another attempt had finished it first (its rows stay)."""
@@ -134,7 +138,7 @@ class Writer:
         )
         if 0 < self.epoch < (newest := newest_epoch(self._files, self.folder)):
             raise FencedError(f"{self._files.url}/{self.folder}: epoch {newest} has taken over from our {self.epoch}")
-        if not self._files.put_if_absent(path, data) and parse(path, self._files.read(path))["nonce"] != self.nonce:
+        if not self._files.put_if_absent(path, data) and parse(path, self._files.read(path)).get("nonce") != self.nonce:
             raise FileExistsError(f"{self._files.url}/{self.folder}: finished by another writer while this one worked")
 
 
@@ -176,7 +180,7 @@ class Store:
         return None if data is None else self._artifact(folder, data)
 
     def _artifact(self, folder: str, data: bytes) -> Artifact:
-        manifest = parse(f"{self.url}/{folder}/{MANIFEST}", data)
+        manifest = parse_manifest(f"{self.url}/{folder}/{MANIFEST}", data)
         if f"{manifest['identity']['kind']}/{key_of(manifest['identity'])}" != folder:
             raise CorruptError(
                 f"{self.url}/{folder}: its identity belongs to another key; delete this folder and run again"
@@ -209,13 +213,25 @@ class Store:
         number = newest_epoch(self.files, f"{stage.kind}/{stage.key}") if epoch is None else epoch
         return Writer(self.files, stage.identity, stage.key, uuid.uuid4().hex[:12], number)
 
-    def artifacts(self, kind: str | None = None) -> Iterator[Artifact]:
-        """All finished artifacts, of one kind or of all, by kind and key."""
+    def artifacts(
+        self, kind: str | None = None, damaged: Callable[[CorruptError], None] | None = None
+    ) -> Iterator[Artifact]:
+        """All finished artifacts, of one kind or of all, by kind and key. One whose manifest is corrupt is told to
+        `damaged` and left out; without it, raises CorruptError."""
         folders = [f"{k}/{key}" for k in ([kind] if kind else sorted(KINDS)) for key in self.files.folders(k)]
         for first in range(0, len(folders), MANIFESTS_AT_ONCE):
             some = folders[first : first + MANIFESTS_AT_ONCE]
             manifests = self.files.read_many([f"{folder}/{MANIFEST}" for folder in some])
-            yield from (self._artifact(f, data) for f, data in zip(some, manifests, strict=True) if data is not None)
+            for folder, data in zip(some, manifests, strict=True):
+                try:
+                    artifact = None if data is None else self._artifact(folder, data)
+                except CorruptError as error:
+                    if damaged is None:
+                        raise
+                    damaged(error)
+                    continue
+                if artifact is not None:
+                    yield artifact
 
     def discard(self, kind: str, key: str) -> None:
         """Remove an artifact, whole or half: the manifest first, so that nobody believes what is left of it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import profile as profiles
 from cluster.profile import Profile
-from empathy.store import Artifact, Store
+from empathy.store import Artifact, CorruptError, Store
 from serving.prices import Prices
 from serving.spending import UNKNOWN, spending
 from serving.uses import uses
@@ -58,11 +58,13 @@ def _lines(store: Store, profile: Profile) -> Iterator[str]:
         return
     total = sum((p.sum for p in paid), Sum())
     yield f"{total.requests:,} replies in {store.url}, in US dollars at the prices below, whatever was paid then"
-    saved = savings(store, profile.price_list)
+    damaged: list[CorruptError] = []
+    saved = savings(store, profile.price_list, damaged.append)
     yield from ("", *_table("experiment", paid, lambda p: p.experiment))
     yield from ("", *_table("model", paid, lambda p: f"{p.provider} {p.model}"))
     yield from ("", *_table("day (UTC)", paid, lambda p: p.day))
     yield from ("", *_saved(saved))
+    yield from (f"left out of what sharing saved: {error}" for error in damaged)
     yield from ("", *_prices(paid, profile.price_list))
 
 
@@ -110,7 +112,7 @@ def _prices(paid: list[Paid], prices: Prices) -> Iterator[str]:
 # ---------------------------------------------------------------- sharing
 
 
-def savings(store: Store, prices: Prices) -> dict[str, Sum]:
+def savings(store: Store, prices: Prices, damaged: Callable[[CorruptError], None] | None = None) -> dict[str, Sum]:
     """Experiment -> what others had paid for and it did not have to, in the stages that are finished: at least this.
 
     Two ways: a stage that another experiment had made is used whole; and in making its own stages, single replies came
@@ -118,7 +120,7 @@ def savings(store: Store, prices: Prices) -> dict[str, Sum]:
     """
     saved: dict[str, Sum] = defaultdict(Sum)
     users = uses(store.files)
-    for artifact in (a for kind in ("replies", "verdicts") for a in store.artifacts(kind)):
+    for artifact in (a for kind in ("replies", "verdicts") for a in store.artifacts(kind, damaged)):
         maker, counts = artifact.manifest["made"].get("experiment") or UNKNOWN, artifact.counts
         asked = _asked(artifact)
         if asked is None or maker == UNKNOWN:

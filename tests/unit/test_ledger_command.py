@@ -111,6 +111,20 @@ def test_the_tables_have_dollars_where_a_price_is_known(
     assert 'unknown: add [prices."nobody-knows"]' in said
 
 
+def test_a_corrupt_artifact_is_told_and_does_not_end_the_tables(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(store, "a" * 16, line(1, NOON, experiment="paper"))
+    for kind in ("replies", "verdicts"):
+        store.files.write(f"{kind}/{'0' * 32}/artifact.json", b"{}")
+    assert cli.main(["ledger", "--store", store.url]) == 0
+    said = capsys.readouterr().out
+    assert "1 replies in" in said
+    assert "sharing: no experiment has used yet" in said
+    for kind in ("replies", "verdicts"):
+        assert f"left out of what sharing saved: {store.url}/{kind}/{'0' * 32}/artifact.json is not readable" in said
+
+
 def test_an_empty_store_says_so_and_stays_empty(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

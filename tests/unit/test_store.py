@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from empathy.records import Reply
 from empathy.specs import ReportSpec
 from empathy.stages import Stage
-from empathy.store import Artifact, Store
+from empathy.store import Artifact, CorruptError, Store
 
 ROOT = Path(__file__).parents[2]
 ONE = Stage(ReportSpec())
@@ -158,3 +159,49 @@ def test_commit_time_is_for_people_only(store: Store) -> None:
     second = store.get(ONE).manifest
     assert first["made"] != second["made"]
     assert (first["key"], first["identity"]) == (second["key"], second["identity"]) == (ONE.key, ONE.identity)
+
+
+WHOLE = {
+    "key": ONE.key,
+    "identity": ONE.identity,
+    "parts": [{"path": "p", "size": 1, "sha256": "0", "rows": 1, "counts": {}}],
+    "files": {"w": {"path": "w", "size": 1, "sha256": "0"}},
+    "meta": {},
+    "made": {},
+}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {}, [1], None, "text", 3, {"identity": 1}, WHOLE | {"identity": {}}, WHOLE | {"identity": {"kind": "report"}},
+        WHOLE | {"parts": {}}, WHOLE | {"parts": [{"path": "x"}]}, WHOLE | {"parts": [1]}, WHOLE | {"files": [1]},
+        WHOLE | {"files": {"w": {"path": "w", "size": "large", "sha256": "0"}}}, WHOLE | {"meta": None},
+        {name: value for name, value in WHOLE.items() if name != "made"},
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_shape_is_corrupt(manifest: object, store: Store) -> None:
+    store.files.write(f"report/{ONE.key}/artifact.json", json.dumps(manifest).encode())
+    told = f"{store.url}/report/{ONE.key}/artifact.json is not readable .*: delete it and run again"
+    with pytest.raises(CorruptError, match=told):
+        store.get(ONE)
+    with pytest.raises(CorruptError, match=told):
+        list(store.artifacts())
+    found: list[CorruptError] = []
+    assert list(store.artifacts("report", found.append)) == []
+    assert len(found) == 1
+
+
+def test_a_manifest_of_the_right_shape_is_read(store: Store) -> None:
+    store.files.write(f"report/{ONE.key}/artifact.json", json.dumps(WHOLE).encode())
+    assert store.get(ONE).rows == 1
+
+
+@pytest.mark.parametrize("mark", [b'{"path": "x"}', b"{}", b"[1]", b"null", b"", b'{"path": 1, "size": 1}'])
+def test_a_mark_of_another_shape_is_corrupt(mark: bytes, store: Store) -> None:
+    store.files.write(f"report/{ONE.key}/parts/00000.json", mark)
+    store.files.write(f"report/{ONE.key}/parts/notes.json", b"not ours")
+    writer = store.writer(ONE)
+    for read in (writer.finished_parts, lambda: writer.part(0), writer.commit):
+        with pytest.raises(CorruptError, match=f"{store.url}/report/{ONE.key}/parts/00000.json is not readable"):
+            read()
