@@ -7,7 +7,7 @@ on. Slots stand for names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import pyarrow as pa
@@ -108,8 +108,24 @@ def served(tables: Iterable[Table]) -> list[dict[str, Any]]:
     return [row | {"served": sorted(row["served"])} for _, row in sorted(found.items())]
 
 
-def _number(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def flat(proofs: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Proofs as lines, groups in groups unfolded: {"dpo_start": {"loss": 0.7}} becomes {"dpo start: loss": 0.7}."""
+    lines: dict[str, Any] = {}
+    for name, value in proofs.items():
+        said = above + name.replace("_", " ")
+        if isinstance(value, Mapping):
+            lines |= flat(value, f"{said}: ")
+        else:
+            lines[said] = _line(value)
+    return lines
+
+
+def _line(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_line(x)) for x in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, bool | int | str) else str(value)
 
 
 def stages(report: Stage, store: Store) -> Iterator[dict[str, Any]]:
@@ -123,7 +139,7 @@ def stages(report: Stage, store: Store) -> Iterator[dict[str, Any]]:
                 "rows": artifact.rows,
                 "at": artifact.manifest["made"]["at"],
                 "drops": artifact.counts,
-                "proofs": {name: _number(v) for name, v in artifact.meta.get("proofs", {}).items()},
+                "proofs": flat(artifact.meta.get("proofs", {})),
             }
 
 

@@ -15,6 +15,7 @@ from empathy.judges.shown import read_prompt
 from empathy.records import Demonstration, Dialogue, Estimate, Logprob, Preference, Reply, Turn, Verdict
 from empathy.report.book import Book
 from empathy.report.cells import Cells, name_of
+from empathy.report.content import flat
 from empathy.report.figures import Bar, draw
 from empathy.report.judged import comes_first, differ_in_one
 from empathy.requests import Answer, Request
@@ -141,7 +142,9 @@ class World:
 
     def tuned(self, objective: Sft | Dpo, inputs: dict[str, Stage]) -> Stage:
         stage = Stage(CheckpointSpec(objective=objective), inputs, label=f"{objective.type} tiny")
-        return self.made(stage, [], Reply, meta={"proofs": {"adapter is not zero": True, "first DPO loss": 0.6931}})
+        return self.made(
+            stage, [], Reply, meta={"proofs": {"adapter is not zero": True, "start": {"first DPO loss": 0.6931}}}
+        )
 
     def logprobs(self, checkpoint: Stage, examples: Stage, chosen: float, rejected: float | None = None) -> Stage:
         rows = []
@@ -307,7 +310,7 @@ def test_page_says_what_it_must(page: Path, world: World) -> None:
     assert f"empathy run trial.toml --until verdicts/{verdicts.key[:8]}<" in text
     assert "test 24, train 10 dialogues" in text
     assert "too_long" in text
-    assert "first DPO loss" in text
+    assert "<td>start: first DPO loss</td><td>0.6931</td>" in text
     assert "do not measure empathy" in text
     assert text.count('class="case"') == 5
 
@@ -346,6 +349,21 @@ def test_figures_are_drawn_the_same_twice() -> None:
     first, second = (draw("x", "X", "", bars, "%", 100, 50) for _ in range(2))
     assert first.svg == second.svg
     assert first.csv.splitlines()[1] == "p,g,sft,40.0,30.0,50.0"
+
+
+def test_proofs_are_flat_lines() -> None:
+    found = {
+        "adapter": {"b_not_zero": 28, "b_norm": 1.0 / 3, "more": {"whole": True}},
+        "base_weights_sha256": "ab",
+        "shape": [2, 0.5],
+    }
+    assert flat(found) == {
+        "adapter: b not zero": 28,
+        "adapter: b norm": "0.333333",
+        "adapter: more: whole": True,
+        "base weights sha256": "ab",
+        "shape": "2, 0.5",
+    }
 
 
 def test_the_terminal_warns_of_stand_ins(book: Book, world: World, tmp_path: Path) -> None:
