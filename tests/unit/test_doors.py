@@ -134,7 +134,7 @@ def test_twins_of_the_test_may_be_all_that_there_was_to_learn_from(tmp_path: Pat
     of = dialogues.stage(parse({"type": "jsonl", "path": str(tmp_path / "d.jsonl")}), OfficialSplit())
     store = Store.open(str(tmp_path / "store"))
     dialogues.make(of, store, store.writer(of))
-    with pytest.raises(ValueError, match="no train dialogue is left .train 0, test 1, twin_of_test 1.; students"):
+    with pytest.raises(ValueError, match=r"no train dialogue is left .train 0, test 1, twin_of_test 1.; students"):
         check_sides([sets(of, Human(), None)], store)
     check_sides([sets(of, Human(), None, purpose="heldout", split="test")], store)
 
