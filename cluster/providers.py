@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.embedded import check_models
 from cluster.profile import EMBEDDED, Profile
 from empathy import judges, replies
 from empathy.requests import Asking
@@ -61,9 +62,10 @@ def place_of(name: str, profile: Profile) -> Provider:
 def ready(stages: Sequence[Stage], profile: Profile) -> Iterator[Places]:
     """The providers of `stages` by name; what was started for them lives no longer than the context.
 
-    Raises ValueError, before anything is started, for an unknown provider, a missing key, and a model of the profile
-    that cannot be served.
+    Raises ValueError, before anything is started, for an unknown provider, a missing key, a model that the embedded
+    provider has not, and a model of the profile that cannot be served.
     """
+    check_models(stages)
     names = models(stages)
     own = {name: own_model(name, names[name], profile) for name in sorted(names) if is_own(name, profile)}
     there = {name: place_of(name, profile) for name in names if name not in own and name != EMBEDDED}

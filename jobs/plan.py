@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cluster import profile as profiles
+from cluster.embedded import check_models
 from cluster.profile import Profile
 from empathy import doors, experiment
 from empathy.experiment import Experiment
@@ -58,6 +59,7 @@ def text(
     stages = list(walk(targets))
     finished = store.finished(stages)
     to_make = missing(targets, lambda stage: stage.key in finished)
+    check_models(to_make)
     doors.check(to_make, store)
     view = View(stages, finished, store)
     lines = [
@@ -258,14 +260,22 @@ def _sight(lowered: Lowered, view: View) -> Iterator[str]:
         return
     sight = Sight.of_groups([d.group for d in corpus.on("test")]) if corpus.whole else Sight(n)
     groups = f"{sight.clusters} clusters" if sight.clusters is not None else "clusters unknown: the best case"
+    if not sight.tells:
+        yield f"{n:,} test prompts ({groups}): how well a win rate is known cannot be told with so few; test on more"
+        return
     yield (
         f"{n:,} test prompts ({groups}): a win rate of 50% is known to +-{100 * sight.half_width():.1f} points, of 90% "
         f"to +-{100 * sight.half_width(0.9):.1f};"
     )
     yield (
-        f"  two arms differ visibly (80% power, 95%, paired, one comparison) from {100 * sight.paired(0.9):.1f} points "
-        f"below 90% and {100 * sight.paired(0.5):.1f} below 50%"
+        f"  two arms differ visibly (80% power, 95%, paired, one comparison) from {_seen(sight, 0.9)} below 90% and "
+        f"{_seen(sight, 0.5)} below 50%"
     )
+
+
+def _seen(sight: Sight, upper: float) -> str:
+    points = 100 * sight.paired(upper)
+    return f"{points:.1f} points" if points < 99.9 * upper else "nowhere"
 
 
 def _names(lowered: Lowered, stages: Sequence[Stage], every: bool) -> Iterator[str]:

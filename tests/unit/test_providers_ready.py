@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from cluster import providers
 from cluster.profile import Profile, ProviderPlace
 from empathy.lower import lower
 from empathy.stages import walk
+from jobs import plan
 from tests.experiments import tiny
 from tests.tiny import TEMPLATE, tiny_student
 
@@ -25,6 +27,29 @@ def test_a_missing_key_is_named_and_nothing_is_started(tmp_path: Path, monkeypat
     stages = list(walk([lower(tiny(tmp_path, judge=judge)).report]))
     with pytest.raises(ValueError, match="OPENAI_API_KEY"), providers.ready(stages, Profile()):
         raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"judge__models": ["gpt-9"]}, "judge.models = 'gpt-9': the provider 'embedded' has only 'rule-judge-1'"),
+        ({"judge__models": ["rule-judge-1", "rule-teacher-1"]}, "judge.models = 'rule-teacher-1': .* 'rule-judge-1'"),
+        ({"teacher__model": "gpt-9"}, "teacher.model = 'gpt-9': the provider 'embedded' has only 'rule-teacher-1'"),
+        (
+            {"ratings": {"provider": "embedded", "model": "gpt-9"}, "teacher__unrated_is_good": False},
+            "ratings.model = 'gpt-9': the provider 'embedded' has only 'rule-judge-1'",
+        ),
+    ],
+)
+def test_a_model_that_the_embedded_provider_has_not_is_refused(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    x = tiny(tmp_path, **changes, arms=[{"method": "improve_human", "strategy": "naive"}, {"method": "direct"}])
+    lowered = lower(x)
+    with pytest.raises(ValueError, match=told), providers.ready(list(walk([lowered.report])), Profile()):
+        raise AssertionError("not reached")
+    with pytest.raises(ValueError, match=told):
+        plan.text(x, lowered, [lowered.report], Profile(store=str(tmp_path / "store")))
 
 
 def own(source: Path | str, *names: str) -> providers.OwnModel:
