@@ -29,6 +29,7 @@ from empathy.columns import to_table
 from empathy.files import Files, open_files, sha256_of
 from empathy.specs import KINDS
 from empathy.stages import Stage, key_of
+from empathy.version import commit
 
 __all__ = ["MANIFEST", "Artifact", "CorruptError", "FencedError", "File", "Store", "Writer", "newest_epoch"]
 
@@ -127,6 +128,7 @@ class Writer:
                 "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "commit": commit(),
             }
             | dict(made or {}),
             "nonce": self.nonce,

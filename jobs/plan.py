@@ -259,7 +259,11 @@ def _sight(lowered: Lowered, view: View) -> Iterator[str]:
         yield "test prompts: unknown until the dialogues are read (--until dialogues)"
         return
     sight = Sight.of_groups([d.group for d in corpus.on("test")]) if corpus.whole else Sight(n)
-    groups = f"{sight.clusters} clusters" if sight.clusters is not None else "clusters unknown: the best case"
+    groups = (
+        f"{sight.clusters} cluster{'s' * (sight.clusters != 1)}"
+        if sight.clusters is not None
+        else "clusters unknown: the best case"
+    )
     if not sight.tells:
         yield f"{n:,} test prompts ({groups}): how well a win rate is known cannot be told with so few; test on more"
         return

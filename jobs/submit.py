@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from cluster import profile as profiles
 from empathy import experiment
 from empathy.stages import missing
+from empathy.version import RECORD, commit
 from jobs import choose, shipping
 
 if TYPE_CHECKING:  # Ray is slow to load
@@ -39,6 +40,7 @@ def _pack(target: Path, files: list[Path]) -> None:
             shutil.copytree(
                 root / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "node_modules")
             )
+    (target / "empathy" / RECORD).write_text(commit(), encoding="utf-8")  # the copy has no repository to ask
     for file in files:
         shutil.copy(file, target / file.name)
     sizes = sorted(((p.stat().st_size, p) for p in target.rglob("*") if p.is_file()), reverse=True)

@@ -34,6 +34,11 @@ class Sight:
         return cls(len(groups), len(sizes), 1 + max(0.0, m - 1) * WITHIN)
 
     @property
+    def tells(self) -> bool:
+        """Whether an interval around a win rate of 50% leaves anything out."""
+        return self.clusters != 1 and self.half_width() < 0.5
+
+    @property
     def quantile(self) -> float:
         """Two-sided 95% of Student's t with C - 1 degrees of freedom, by its expansion in 1 / (C - 1) (Abramowitz and
         Stegun 26.7.5, two terms: 2% low at 4 degrees, exact to four digits from 30)."""

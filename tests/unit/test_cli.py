@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import profile as profiles
-from empathy import experiment
+from empathy import experiment, version
 from empathy.lower import lower
 from empathy.records import Dialogue, Reply
 from empathy.store import Store
@@ -187,6 +187,7 @@ def test_the_shipped_code_is_small_and_whole(tmp_path: Path) -> None:
     submit._pack(tmp_path, [tiny_file(tmp_path / "x")])
     assert (tmp_path / "empathy" / "stages.py").is_file()
     assert (tmp_path / "tiny.toml").is_file()
+    assert (tmp_path / "empathy" / "commit.txt").read_text() == version.commit()
     assert not list(tmp_path.rglob("__pycache__"))
 
 

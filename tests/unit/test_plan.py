@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.profile import Profile, ProviderPlace
-from empathy import replies
+from empathy import experiment, replies
 from empathy.experiment import Experiment
 from empathy.lower import Lowered, lower
 from empathy.records import Dialogue, Verdict
@@ -223,6 +223,20 @@ def test_250_prompts_see_what_evaluation_says() -> None:
     sight = Sight(250)
     assert sight.half_width() == pytest.approx(1.96 * (0.25 / 250) ** 0.5, rel=1e-3) == pytest.approx(0.062, abs=5e-4)
     assert 0.07 < sight.paired(0.9) < 0.085
+
+
+def test_two_clusters_tell_nothing(tmp_path: Path, store: Store) -> None:
+    """t(1) = 12.7: an interval wider than all win rates there are."""
+    assert not Sight.of_groups(["a", "b"] * 6).tells
+    assert not Sight.of_groups(["a"] * 100).tells
+    assert Sight.of_groups([str(k) for k in range(12)]).tells, "t(11) * (0.25 / 12) ** 0.5 = 0.318"
+    file = tiny_file(tmp_path, n=N)
+    rows = [json.loads(line) for line in (tmp_path / "dialogues.jsonl").read_text().splitlines()]
+    (tmp_path / "dialogues.jsonl").write_text("\n".join(json.dumps(row | {"group": "g"}) for row in rows))
+    x = experiment.load(file)
+    said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+    assert "test prompts (1 cluster): how well a win rate is known cannot be told with so few" in said
+    assert "two arms differ" not in said
 
 
 def test_clusters_widen_by_their_size_and_by_t() -> None:
