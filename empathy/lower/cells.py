@@ -72,10 +72,20 @@ class Lowered:
 
 
 def served_names(cells: Iterable[Cell], bases: Mapping[str, Stage], seeds: int) -> dict[str, Stage]:
-    """ "tiny" is a base; "tiny-sft-direct-gpt-4" a student, with its seed when the grid has several (`seeds`)."""
+    """ "tiny" is a base; "tiny-sft-direct-gpt-4" a student, with its seed when the grid has several (`seeds`).
+
+    Raises ValueError naming both where two would go by one name.
+    """
     names = dict(bases)
+    whose = {name: f"students.{name}" for name in bases}
     for cell in cells:
         taught = [f"wording{v}" if k == "wording" else v for k, v in cell.lesson.factors.items()]
         parts = [cell.student, cell.regime.replace("+", "-"), *taught, *([f"seed{cell.seed}"] if seeds > 1 else [])]
-        names["-".join(parts)] = cell.checkpoint
+        name = "-".join(parts)
+        if name in names:
+            raise ValueError(
+                f"students: {whose[name]} and the trained student {cell.name!r} would both be served as {name!r}; "
+                "rename a student"
+            )
+        names[name], whose[name] = cell.checkpoint, f"the trained student {cell.name!r}"
     return names

@@ -135,6 +135,24 @@ def test_served_names(tmp_path: Path) -> None:
     assert set(lowered.checkpoints) == {"tiny", "tiny-sft-direct-rule-teacher-1", "tiny-sft-dpo-direct-rule-teacher-1"}
 
 
+def test_two_students_never_go_by_one_name(tmp_path: Path) -> None:
+    x = tiny(tmp_path)
+    size = x.students["tiny"]
+    for name, other in (
+        ("tiny-sft-direct-rule-teacher-1", "students.tiny-sft-direct-rule-teacher-1"),
+        ("tiny-sft", "the trained student 'student=tiny regime=sft.dpo method=direct .*'"),
+    ):
+        regimes = ("sft", "sft+dpo") if other.startswith("students") else ("sft+dpo", "dpo")
+        both = x.model_copy(
+            update={
+                "students": {"tiny": size, name: size},
+                "grid": x.grid.model_copy(update={"regime": regimes, "student": ("tiny", name)}),
+            }
+        )
+        with pytest.raises(ValueError, match=f"{other} and the trained student 'student=.*' would both be served as"):
+            lower(both)
+
+
 def test_write_dialogues_is_what_the_tests_think(tmp_path: Path) -> None:
     lines = write_dialogues(tmp_path / "d.jsonl", 6).read_text().splitlines()
     assert [line.count('"human": 3') for line in lines] == [0, 0, 1, 0, 0, 1]
