@@ -176,7 +176,9 @@ def _mendable(error: OSError) -> bool:
     used."""
     from empathy.artifact import CorruptError
 
-    return isinstance(error, CorruptError) or error.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC)
+    if isinstance(error, CorruptError | PermissionError):  # a bucket's has no number
+        return True
+    return error.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC)
 
 
 def console(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -67,9 +67,14 @@ def _packages() -> Iterator[Check]:
 
 
 def _places(profile: Profile) -> Iterator[Check]:
-    yield _try("store", lambda: profile.open_store().files.probe() or profile.store)
+    yield _try("store", partial(_store, profile))
     free = shutil.disk_usage(Path.home()).free / 2**30
     yield Check("disk", free > 5, f"{free:.0f} GiB free in the home folder (5 are wanted)")
+
+
+def _store(profile: Profile) -> str:
+    profile.open_store().files.probe()
+    return profile.store
 
 
 def _try(name: str, what: Callable[[], object]) -> Check:

@@ -70,10 +70,10 @@ def ship(file: Path, target: Path, placed: Collection[str] = ()) -> list[str]:
 
 def _named(document: Mapping[str, Any]) -> Iterator[Named]:
     """What is there on this machine; a path that is not may be right on the cluster."""
-    fields = [("data", "source", "path"), ("teacher", "prompts")]
+    fields: list[tuple[str, ...]] = [("data", "source", "path"), ("teacher", "prompts")]
     for student in document.get("students", {}):
         of = ("students", student)
-        fields += [(*of, "raise", "source", "path"), (*of, "template"), (*of, "model")]  # type: ignore[list-item]
+        fields += [(*of, "raise", "source", "path"), (*of, "template"), (*of, "model")]
     for field in fields:
         value = _at(document, field)
         if not isinstance(value, str) or (field[-1] == "template" and value in (*templates.names(), "own")):

@@ -114,6 +114,19 @@ def test_a_store_that_cannot_be_read_is_one_message(
     assert "name a folder you may write to" in said
 
 
+def test_what_a_bucket_forbids_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket's refusal has no errno."""
+
+    def refuse(*arguments: object) -> int:
+        raise PermissionError("s3://b/report: AccessDenied")
+
+    monkeypatch.setattr(explain, "explain", refuse)
+    assert cli.main(["explain", "abc", "--store", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "empathy explain: s3://b/report: AccessDenied\n"
+
+
 def test_output_that_nobody_reads_ends_quietly(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -145,7 +158,15 @@ def test_explain_finds_by_prefix_and_names_the_sibling(tmp_path: Path, capsys: p
     assert stage.key in said
     assert "spec.digest" in said
     with pytest.raises(ValueError, match="none in"):
-        explain.find(store, "zzz")
+        explain.find(store, "0" * 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["zzz", "replies/../dialogues/", "../store/dialogues/0", "no_kind/00", "/00", "dialogues/..", "0" * 33, "."]
+)
+def test_explain_takes_a_key_and_never_leaves_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"artifact = .*: give a key .*the kinds are checkpoint, dialogues"):
+        explain.find(Store.open(str(tmp_path)), name)
 
 
 def test_explain_names_the_command_that_makes_it_and_that_makes_this_stage_alone(
