@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 
 from cluster import profile as profiles
 from empathy.specs import KINDS
 from empathy.stages import nearest
 from empathy.store import Artifact, Store
 
+_HEX = re.compile(r"[0-9a-f]{0,32}")
+
 
 def find(store: Store, name: str) -> Artifact:
     """The artifact whose key begins with `name` ("kind/" before it is allowed). Raises ValueError when none or
-    several do."""
-    kind, _, start = name.rpartition("/")
+    several do, or when it is no such name."""
+    kind, slash, start = name.rpartition("/")
+    if (slash and kind not in KINDS) or not _HEX.fullmatch(start):
+        raise ValueError(
+            f"artifact = {name!r}: give a key (up to 32 hex digits), its first digits, or kind/key; the kinds are "
+            f"{', '.join(sorted(KINDS))}"
+        )
     kinds = [kind] if kind else sorted(KINDS)
     begun = [(k, key) for k in kinds for key in store.files.folders(k) if key.startswith(start)]
     found = [artifact for k, key in begun if (artifact := store.find(k, key))]
