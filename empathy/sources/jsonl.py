@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from empathy.records import Dialogue, Role, Split, Turn
 from empathy.sources.clean import Bad
@@ -31,7 +31,7 @@ class _Row(BaseModel):
     situation: str | None = None
     emotion: str | None = None
     human_reply: str | None = None
-    ratings: dict[str, int] = {}
+    ratings: dict[str, StrictInt] = {}
     recorded: dict[str, str] = {}
 
 

@@ -422,6 +422,18 @@ def test_one_bad_row_in_a_hundred_is_dropped_and_counted_two_fail(tmp_path: Path
         made(tmp_path, {"type": "jsonl", "path": str(path)})
 
 
+@pytest.mark.parametrize("rating", [True, False, "3", 2.0, 2.5, None, [3], 0, 4])
+def test_a_rating_is_a_whole_number_and_nothing_that_could_be_made_one(rating: object, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [line(1), line(2, ratings={"human": rating})])
+    told = (
+        r"'d2': rating"
+        if rating in (0, 4) and rating is not False
+        else r"a\.jsonl line 2: wrong_fields.*ratings\.human"
+    )
+    with pytest.raises(ValueError, match=told):
+        made(tmp_path, {"type": "jsonl", "path": str(path)})
+
+
 def test_an_open_quote_counts_for_every_line_it_ate(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "study2.csv", [wp_row(n) for n in range(300)])
     lines = path.read_text().split("\n")
