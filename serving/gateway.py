@@ -23,6 +23,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 DISCLOSURE = "You are talking to an AI, not to a person. It can be wrong and cannot replace human care."
 METHODS = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
+MAX_LENGTH_DIGITS = 18
+"""No body has more bytes than so many digits tell, and Python refuses to read a number of thousands."""
 
 
 class Busy(Exception):
@@ -79,7 +81,10 @@ class Gateway:
         if scope["method"] != method:
             raise Refused(405, f"{scope['path']} takes {method}", {"allow": method})
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
+        if not length.isdigit():
+            raise Refused(400, "content-length: a whole number of bytes", {"connection": "close"})
+        digits = length.lstrip(b"0") or b"0"
+        if len(digits) > MAX_LENGTH_DIGITS or int(digits) > self._limits.max_body_bytes:
             raise self._too_large()
 
     async def _route(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -129,6 +129,17 @@ async def test_a_body_over_the_limit_is_413_by_its_announced_length_without_read
     assert (answer.status, backend.bodies_read, backend.asked) == (413, 0, [])
 
 
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(b"9" * 5_000, 413), (b"0" * 5_000 + b"101", 413), (b"0" * 5_000 + b"100", 404), (b"-1", 400), (b"", 400),
+     (b"1e2", 400), ("²".encode("latin-1"), 400)],
+)  # fmt: skip
+async def test_an_announced_length_of_any_shape_is_answered(length: bytes, status: int) -> None:
+    headers, body = [(b"content-length", length)], b'{"model": "no such"}'
+    answer = await ask(Scripted(200, {}), chunks=[body], headers=headers, limits=Limits(max_body_bytes=100))
+    assert answer.status == status
+
+
 async def test_a_chunked_body_over_the_limit_is_413_as_soon_as_it_passes_it() -> None:
     backend = Scripted(200, {})
     answer = await ask(backend, chunks=[b"x" * 60] * 10, limits=Limits(max_body_bytes=100))
