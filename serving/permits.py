@@ -34,7 +34,8 @@ class Permits:
         """Wait until one request of about `tokens` that costs at most `usd` may be sent; it must be settled after.
         One that was turned away (`again`) goes before the others.
 
-        Raises BudgetSpent when the cap in dollars leaves no room, OSError when the authority is gone.
+        Raises BudgetSpent when the cap in dollars leaves no room, ProviderStopped when it needs more tokens than the
+        profile allows in a minute, OSError when the authority is gone.
         """
         if self._over is not None:
             raise self._over

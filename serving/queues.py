@@ -8,6 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from serving.pace import LEASE_S
+from serving.providers import ProviderStopped
 from serving.quota import Grant, Limit, Report, Route
 
 GAP_S = 0.01
@@ -26,6 +27,16 @@ class Permit:
     usd: float
     sent_at: float | None = None
     future: asyncio.Future[None] | None = None
+
+
+def too_large(route: Route, tokens: float, tokens_per_minute: float) -> ProviderStopped:
+    """A request that a limit of the profile leaves no room for."""
+    provider, model = route
+    return ProviderStopped(
+        f"[providers.{provider}] tokens_per_minute = {tokens_per_minute:g} for model {model!r}: one request needs "
+        f"about {math.ceil(tokens):,} tokens, its prompt and max_tokens; correct the limit in the profile (there, or "
+        f'in [providers.{provider}.limits."{model}"]), or lower max_tokens'
+    )
 
 
 class Queue:
@@ -184,7 +195,15 @@ class Queue:
             self._next_at = max(self._next_at, now)
         if grant.pause_s:
             self._next_at = max(self._next_at, now + grant.pause_s)
+        self._refuse(grant.tokens_per_minute)
         self._release()
+
+    def _refuse(self, tokens_per_minute: float) -> None:
+        """Nobody waits for a permit that never comes, or comes once in many minutes."""
+        for permit in [p for p in self.waiting if p.tokens > tokens_per_minute]:
+            self.waiting.remove(permit)
+            if permit.future is not None and not permit.future.done():
+                permit.future.set_exception(too_large(self.route, permit.tokens, tokens_per_minute))
 
     def _release(self) -> None:
         """Let go who may go, and come again when the next one may."""

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from serving.budget import Budget
@@ -85,6 +85,8 @@ class Grant:
     pause_s: float
     again_s: float
     spent: str | None = None
+    tokens_per_minute: float = math.inf
+    """What the profile allows this model in a minute: a request that needs more would never be sent."""
 
 
 class Quota(Protocol):
@@ -121,6 +123,7 @@ class Flow:
         rpm, tpm = limit.requests_per_minute, limit.tokens_per_minute
         self.pace = Pace(None if rpm is None else rpm / 60)
         self._tokens_per_s = math.inf if tpm is None else OF_LIMIT * tpm / 60
+        self._most = math.inf if tpm is None else tpm
         self._workers: dict[str, _Worker] = {}
         self._at = now
         self._over, self._over_tokens = 1.0, 0.0  # the first request may go at once
@@ -152,14 +155,16 @@ class Flow:
         asked, hungry = entry.want, sum(w.want > 0 for w in self._workers.values()) or 1
         pause_s = max(0.0, self.pace.paused_until - now)
         if pause_s:
-            return Grant(route, 0, 0.0, 0.0, 0.0, pause_s, min(pause_s, KEEPALIVE_S))
+            return Grant(route, 0, 0.0, 0.0, 0.0, pause_s, min(pause_s, KEEPALIVE_S), tokens_per_minute=self._most)
         requests = asked if math.isinf(rate) else min(entry.credit, asked)
         tokens = math.inf if math.isinf(self._tokens_per_s) else min(entry.credit_tokens, entry.want_tokens)
         entry.credit, entry.want = max(entry.credit - requests, 0), asked - requests
         entry.credit_tokens = max(entry.credit_tokens - tokens, 0.0)
         entry.want_tokens = max(entry.want_tokens - tokens, 0.0)
         over_s = min(SPREAD_S, requests * hungry / rate)
-        return Grant(route, requests, tokens, 0.0, over_s, 0.0, self._again_s(entry, rate))
+        return Grant(
+            route, requests, tokens, 0.0, over_s, 0.0, self._again_s(entry, rate), tokens_per_minute=self._most
+        )
 
     def _again_s(self, entry: _Worker, rate: float) -> float:
         """When asking again is worth while: a small limit gives a request only now and then."""
@@ -250,10 +255,7 @@ class Authority:
         usd = self.budget.reserve(worker, report.usd_want, report.usd_least, alive)
         if usd == grant.usd and self.budget.spent is None:
             return grant
-        return Grant(
-            grant.route, grant.requests, grant.tokens, usd, grant.over_s, grant.pause_s, grant.again_s,
-            self.budget.spent,
-        )  # fmt: skip
+        return replace(grant, usd=usd, spent=self.budget.spent)
 
     def _flow(self, route: Route, now: float) -> Flow:
         if route not in self._flows:

@@ -15,7 +15,8 @@ from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
 from serving.budget import Budget, BudgetSpent
 from serving.permits import Permits
-from serving.providers import announced_limit
+from serving.providers import ProviderStopped, announced_limit
+from serving.queues import Permit, Queue
 from serving.quota import Authority, Here, Limit, Report, Route, fair_shares
 
 ROUTE: Route = ("provider", "model")
@@ -227,6 +228,49 @@ def test_who_is_cancelled_gives_back() -> None:
         assert here.authority.budget.spending.reserved_usd == pytest.approx(0.8)  # of the call that was never settled
 
     in_loop(work)
+
+
+def test_a_request_that_needs_more_than_a_minute_allows_is_refused_at_once_and_alone() -> None:
+    async def work() -> None:
+        limit = Limit(math.inf, 600.0)
+        async with Permits(Here(Authority({ROUTE: limit}))) as permits:
+            takes = [asyncio.create_task(permits.take(ROUTE, tokens, 0.0)) for tokens in (4_000.2, 5)]
+            large, small = await asyncio.wait_for(asyncio.gather(*takes, return_exceptions=True), 5)
+            assert isinstance(large, ProviderStopped)
+            assert str(large).startswith(
+                "[providers.provider] tokens_per_minute = 600 for model 'model': one request needs about 4,001 tokens"
+            )
+            assert isinstance(small, Permit)
+            permits.queue(ROUTE).settle(small, 0.0)
+
+    in_loop(work)
+
+
+def test_a_request_of_exactly_a_minutes_tokens_is_not_refused() -> None:
+    authority = Authority({(ROUTE[0], "*"): Limit(math.inf, 600.0)}, max_usd=1.0)
+    (grant,) = authority.exchange("a", [Report(ROUTE, 1, 600.0, usd_want=0.1, usd_least=0.1)], now=0.0)
+    assert (grant.tokens_per_minute, grant.usd) == (600.0, 0.1)
+
+    async def work() -> None:
+        queue = Queue(ROUTE, False)
+        permits = [Permit(600.0, 0.0), Permit(600.5, 0.0)]
+        for permit in permits:
+            queue.put(permit, again=False)
+        queue.accept(grant)
+        fits, large = (permit.future for permit in permits)
+        assert fits is not None
+        assert large is not None
+        assert not fits.done()
+        assert isinstance(large.exception(), ProviderStopped)
+
+    in_loop(work)
+
+
+def test_a_limit_that_only_the_provider_told_refuses_nothing() -> None:
+    authority = Authority()
+    authority.exchange("a", [Report(ROUTE, 1, 9.0, announced=Limit(None, 5.0))], now=0.0)
+    (grant,) = authority.exchange("a", [Report(ROUTE, 1, 9.0)], now=1.0)
+    assert grant.tokens_per_minute == math.inf
 
 
 def test_an_authority_that_is_gone_fails_who_waits() -> None:
