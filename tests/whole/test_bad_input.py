@@ -65,6 +65,14 @@ def unrated(text: str, folder: Path) -> str:
     return text.replace('method = "direct"', 'method = "improve_human"\nstrategy = "naive"')
 
 
+STUDENT = """
+[students.tiny-sft-direct-rule-teacher-1]
+init = "random"
+size = { vocab = 400, hidden = 64, layers = 2, heads = 2, kv_heads = 1, intermediate = 64, positions = 256 }
+raise = { optimiser = { learning_rate = 2e-3, epochs = 1, batch_examples = 8 } }
+"""
+
+
 CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "misspelt field": (
         swapped("max_length_tokens = 250", "max_lenght_tokens = 250"),
@@ -99,6 +107,18 @@ CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "test dialogues inside training": (
         leaking,
         ("data.source", "test dialogues inside training", "d0#turn2", "on one side"),
+    ),
+    "nothing to test on": (
+        swapped('{ type = "random", test_fraction = 0.25 }', '{ type = "official" }'),
+        ("data.split = 'official'", "no test dialogue is left (train 24, test 0)", "a split that has both"),
+    ),
+    "unknown model of the embedded provider": (
+        swapped('"rule-judge-1"', '"gpt-9"'),
+        ("judge.models = 'gpt-9'", "'embedded' has only 'rule-judge-1'"),
+    ),
+    "a student with another's name": (
+        swapped("[train]", STUDENT + "[train]"),
+        ("students.tiny-sft-direct-rule-teacher-1", "would both be served as", "rename a student"),
     ),
     "no ratings to select by": (
         unrated,
