@@ -45,6 +45,8 @@ LANES = 2
 """The teacher's and the judge's: each keeps IN_FLIGHT requests under way."""
 PATIENCE_S = 60
 """In which the processes of a killed driver must have ended by themselves."""
+WORKER_S = 20
+"""In which a worker must have come up, if one is to be killed."""
 VICTIMS = ("ray::RayTrainWorker", "ray::MapWorker", "EngineCore", "ray::ServeReplica")
 
 
@@ -92,13 +94,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Ten kills, each when a random number of stages is finished and up to three seconds later: of the driver every
-    other time on average, else of a worker that lives then. The last run is left alone."""
+    """Ten kills, each when a random number of stages is finished and up to three seconds later: of the driver and,
+    every other time, of a worker if there is one. The last run is left alone."""
     folder, chance = tmp_path_factory.mktemp("broken"), random.Random(SEED)
     with Scripted(Faults(latency_s=LATENCY_S)) as server:
         seen = Seen(grid(folder, server.url))
         stages = [s for s in walk([seen.work.lowered.report]) if s.kind != "report"]
-        moments = sorted(chance.sample(range(len(stages) - 1), KILLS))
+        moments = sorted(chance.sample(range(len(stages) * 3 // 4), KILLS))
         while True:
             log = folder / f"run{len(seen.killed)}.log"
             with started(EMPATHY, "run", seen.work.file, *seen.work.where, cwd=folder, log=log) as process:
@@ -117,11 +119,11 @@ def _disturb(
     while moments:
         moment = moments.pop(0)
         wait_until(lambda moment=moment: _finished(seen.work) >= moment, process, log, f"{moment} finished stages")  # type: ignore[misc]
+        workers = _workers(process) if len(seen.killed) % 2 else []
         time.sleep(chance.uniform(0, 3))
         if process.poll() is not None:
             pytest.fail(f"it ended with {process.returncode} before it was killed\n{log.read_text()[-4000:]}")
-        workers = [p for name in VICTIMS for p in named(process.pid, name)]
-        if not workers or chance.random() < 0.5:
+        if not workers:
             seen.killed.append(f"driver at {moment}")
             _kill_driver(process, seen)
             return True
@@ -129,6 +131,14 @@ def _disturb(
         seen.killed.append(f"{_name(victim)} at {moment}")
         kill_and_wait([victim])
     return False
+
+
+def _workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Those of the run that live, waited for: a run that has just been started has none yet."""
+    until_s = time.monotonic() + WORKER_S
+    while not (found := [p for name in VICTIMS for p in named(process.pid, name)]) and time.monotonic() < until_s:
+        time.sleep(0.2)
+    return found
 
 
 def _kill_driver(process: subprocess.Popen[bytes], seen: Seen) -> None:
