@@ -94,17 +94,15 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Ten kills, each when a random number of stages is finished and up to three seconds later: of the driver and,
-    every other time, of a worker if there is one. The last run is left alone."""
+    """Ten kills, each when a random number of further stages is finished and up to three seconds later: of the driver
+    every other time on average, else of a worker. The last run is left alone."""
     folder, chance = tmp_path_factory.mktemp("broken"), random.Random(SEED)
     with Scripted(Faults(latency_s=LATENCY_S)) as server:
         seen = Seen(grid(folder, server.url))
-        stages = [s for s in walk([seen.work.lowered.report]) if s.kind != "report"]
-        moments = sorted(chance.sample(range(len(stages) * 3 // 4), KILLS))
         while True:
             log = folder / f"run{len(seen.killed)}.log"
             with started(EMPATHY, "run", seen.work.file, *seen.work.where, cwd=folder, log=log) as process:
-                if not _disturb(seen, process, log, moments, chance):
+                if not _disturb(seen, process, log, chance):
                     assert process.wait(1800) == 0, log.read_text()[-6000:]
                     seen.log = log.read_text()
                     break
@@ -112,46 +110,46 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return seen
 
 
-def _disturb(
-    seen: Seen, process: subprocess.Popen[bytes], log: Path, moments: list[int], chance: random.Random
-) -> bool:
-    """Kill at each of the next moments until the driver is hit: True; False when the last one has passed."""
-    while moments:
-        moment = moments.pop(0)
+def _disturb(seen: Seen, process: subprocess.Popen[bytes], log: Path, chance: random.Random) -> bool:
+    """Kill until the driver is hit: True; False when there were ten kills."""
+    stages = len(list(walk([seen.work.lowered.report])))
+    while len(seen.killed) < KILLS:
+        finished = _finished(seen.work)
+        share = (stages - finished) // (KILLS - len(seen.killed) + 1)  # as many are left for each kill to come
+        moment = finished + chance.randint(0, share)
         wait_until(lambda moment=moment: _finished(seen.work) >= moment, process, log, f"{moment} finished stages")  # type: ignore[misc]
-        workers = _workers(process) if len(seen.killed) % 2 else []
+        driver = chance.random() < 0.5
+        if not driver:
+            wait_until(lambda: bool(_workers(process)), process, log, "a worker")
         time.sleep(chance.uniform(0, 3))
-        if process.poll() is not None:
-            pytest.fail(f"it ended with {process.returncode} before it was killed\n{log.read_text()[-4000:]}")
-        if not workers:
+        victims = [] if driver else _workers(process)
+        if victims:
+            victim = chance.choice(victims)
+            seen.killed.append(f"{_name(victim)} at {moment}")
+            kill_and_wait([victim])
+        elif driver:
             seen.killed.append(f"driver at {moment}")
             _kill_driver(process, seen)
             return True
-        victim = chance.choice(workers)
-        seen.killed.append(f"{_name(victim)} at {moment}")
-        kill_and_wait([victim])
     return False
 
 
 def _workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Those of the run that live, waited for: a run that has just been started has none yet."""
-    until_s = time.monotonic() + WORKER_S
-    while not (found := [p for name in VICTIMS for p in named(process.pid, name)]) and time.monotonic() < until_s:
-        time.sleep(0.2)
-    return found
+    """Those that train, ask, or answer for students."""
+    return [p for name in VICTIMS for p in named(process.pid, name)]
 
 
 def _kill_driver(process: subprocess.Popen[bytes], seen: Seen) -> None:
-    below = descendants(process.pid)
+    below = {p: _name(p) for p in descendants(process.pid)}
     process.send_signal(signal.SIGKILL)
     process.wait()
-    seen.stayed += [repr(p) for p in kill_and_wait(below, PATIENCE_S)]
+    seen.stayed += [f"{below[p]} after {seen.killed[-1]}" for p in kill_and_wait(list(below), PATIENCE_S)]
 
 
 def _name(process: psutil.Process) -> str:
     try:
-        return process.cmdline()[0]
-    except (psutil.Error, IndexError):  # it ended by itself
+        return " ".join(process.cmdline())[:120]
+    except psutil.Error:  # it ended by itself
         return "a worker that had ended"
 
 
