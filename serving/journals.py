@@ -2,7 +2,8 @@
 
 Folder:  ledger/replies/WRITER.jsonl, one os.write a reply (survives kill -9 of the process), fdatasync once a second.
 Bucket:  ledger/replies/WRITER/00001.jsonl, ... by group commit: the next chunk is put as soon as the last one is there;
-         every 256 chunks also as one 00001-00256.jsonl, which later readers take instead.
+         every 256 chunks also as one 00001-00256.jsonl, which later readers take instead. Until then a line is kept
+         on the machine's disk (`serving.spools`): what a killed writer had not put yet, the next reader there puts.
 
 A line begins with `{"key":"<40 hex digits>"`. Only whole lines count: a line torn by a kill is not there.
 """
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from empathy.files import Files
 from empathy.folder import FolderFiles
+from serving import spools
 
 FOLDER = "ledger/replies"
 BLOCK_BYTES = 16 << 20
@@ -135,20 +137,23 @@ class FolderJournals:
 
 
 class BucketJournals:
-    """Journals as numbered chunks. What is fetched is kept in an unnamed temporary file; a place is an offset in it."""
+    """Journals as numbered chunks. What is read is kept in an unnamed temporary file; a place is an offset in it."""
 
     def __init__(self, files: Files, writer: str):
         self._files, self._writer = files, writer
-        self._spool = tempfile.TemporaryFile(prefix="empathy-ledger-")  # noqa: SIM115 (lives as long as the ledger)
-        self._spooled = 0
+        self._lines = tempfile.TemporaryFile(prefix="empathy-ledger-")  # noqa: SIM115 (lives as long as the ledger)
+        self._kept = 0
         self._next: dict[str, int] = {}
+        self._fetched: dict[str, int] = {}
+        self._spools = spools.folder_of(files)
+        self._spool = spools.Spool(self._spools, writer)
         self._segments: dict[str, list[str]] | None = None
         self._waiting: list[bytes] = []
         self._segment: list[bytes] = []
         self._chunks = 0
         self._error: OSError | None = None
         self._changed = threading.Condition()
-        self._spool_lock = threading.Lock()
+        self._lines_lock = threading.Lock()
         self._busy = False
 
     def writers(self) -> list[str]:
@@ -157,13 +162,13 @@ class BucketJournals:
         for path in paths:
             if "-" in path.rsplit("/", 1)[1]:
                 self._segments.setdefault(path.split("/")[-2], []).append(path)
-        return sorted({path.split("/")[-2] for path in paths})
+        return sorted({path.split("/")[-2] for path in paths} | set(spools.writers(self._spools)))
 
     def _keep(self, data: bytes) -> int:
-        with self._spool_lock:
-            place = self._spooled
-            os.pwrite(self._spool.fileno(), data, place)
-            self._spooled += len(data)
+        with self._lines_lock:
+            place = self._kept
+            os.pwrite(self._lines.fileno(), data, place)
+            self._kept += len(data)
             return place
 
     def fetch(self, writer: str) -> Iterator[Block]:
@@ -173,18 +178,33 @@ class BucketJournals:
             first, last = path.rsplit("/", 1)[1].removesuffix(".jsonl").split("-")
             if int(first) == self._next.get(writer, 1):
                 data = self._files.read(path)
-                self._next[writer] = int(last) + 1
-                yield self._keep(data), data
-        while data := self._files.read_or_none(f"{FOLDER}/{writer}/{self._next.get(writer, 1):05d}.jsonl") or b"":
-            self._next[writer] = self._next.get(writer, 1) + 1
-            yield self._keep(data), data
+                yield self._took(writer, data, int(last))
+        while data := self._chunk(writer):
+            yield self._took(writer, data, self._next.get(writer, 1))
+
+    def _took(self, writer: str, data: bytes, chunk: int) -> Block:
+        self._next[writer] = chunk + 1
+        self._fetched[writer] = self._fetched.get(writer, 0) + len(data)
+        return self._keep(data), data
+
+    def _chunk(self, writer: str) -> bytes:
+        """The next chunk; where there is none, what a dead writer left on this machine is made one."""
+        path = f"{FOLDER}/{writer}/{self._next.get(writer, 1):05d}.jsonl"
+        data = self._files.read_or_none(path)
+        if data is not None:
+            return data
+        left = spools.left_behind(self._spools, writer, self._fetched.get(writer, 0))
+        if left and not self._files.put_if_absent(path, left):  # its last put arrived after all, and is shorter
+            return self._files.read(path)
+        return left
 
     def read(self, place: int, size: int) -> bytes:
-        return os.pread(self._spool.fileno(), size, place)
+        return os.pread(self._lines.fileno(), size, place)
 
     def append(self, line: bytes) -> int:
         place = self._keep(line)
         with self._changed:
+            self._spool.append(line)
             if self._error:
                 raise self._error
             self._waiting.append(line)
@@ -212,7 +232,9 @@ class BucketJournals:
 
     def _put(self, data: bytes) -> None:
         self._chunks += 1
-        self._files.write(f"{FOLDER}/{self._writer}/{self._chunks:05d}.jsonl", data)
+        path = f"{FOLDER}/{self._writer}/{self._chunks:05d}.jsonl"
+        if not self._files.put_if_absent(path, data):  # never over what a reader took for ours
+            raise OSError(f"{path}: another process took this one for dead and wrote it; start again")
         self._segment.append(data)
         if len(self._segment) == CHUNKS_A_SEGMENT:
             first = self._chunks - CHUNKS_A_SEGMENT + 1
@@ -227,5 +249,10 @@ class BucketJournals:
                 raise self._error
 
     def close(self) -> None:
-        self.flush()
-        self._spool.close()
+        kept = True
+        try:
+            self.flush()
+            kept = False
+        finally:
+            self._spool.close(kept=kept)
+            self._lines.close()

@@ -255,10 +255,12 @@ class Ledger:
 
     def close(self) -> None:
         """Flush, give back what is open, and take our name off the list of living writers."""
-        self.flush()
-        self.release()
-        self._presence.withdraw()
-        self._journals.close()
+        try:
+            self.flush()
+            self.release()
+            self._presence.withdraw()
+        finally:
+            self._journals.close()
 
     def __enter__(self) -> Ledger:
         return self

@@ -99,10 +99,16 @@ def test_killed_worker_and_killed_driver_change_nothing(plain: tuple[Store, list
         wait_for(lambda: saved(store, sft), first)
         victim = ray_workers(first)[-1]
         victim.kill()
+        wait_for(lambda: store.done(sft), first)
+        workers = ray_workers(first)
         wait_for(lambda: saved(store, dpo), first)
+        for worker in workers:  # a small DPO is done in the time that a look at all processes takes
+            worker.suspend()
         orphans = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGKILL)
         first.wait()
+        for worker in workers:
+            worker.kill()
         _, left = psutil.wait_procs(orphans, timeout=60)
         for process in left:
             process.kill()
