@@ -42,8 +42,8 @@ save_every_s = 0.1
 max_num_seqs = 1
 """
 """Small steps, so that a kill finds something half done; no result may hang on it."""
-PATIENCE_S = 60
-"""In which the processes of a killed driver must have ended by themselves."""
+PATIENCE_S = 150
+"""In which the processes of a killed driver must have ended by themselves; Ray's agents look 60 s for their head first."""
 
 
 @dataclass
