@@ -43,7 +43,7 @@ max_num_seqs = 1
 """
 """Small steps, so that a kill finds something half done; no result may hang on it."""
 PATIENCE_S = 150
-"""In which the processes of a killed driver must have ended by themselves; Ray's agents look 60 s for their head first."""
+"""In which what a killed driver started must have ended by itself; Ray's agents look for their head for 60 s."""
 
 
 @dataclass

@@ -44,7 +44,7 @@ LATENCY_S = 0.05
 LANES = 2
 """The teacher's and the judge's: each keeps IN_FLIGHT requests under way."""
 PATIENCE_S = 150
-"""In which the processes of a killed driver must have ended by themselves; Ray's agents look 60 s for their head first."""
+"""In which what a killed driver started must have ended by itself; Ray's agents look for their head for 60 s."""
 WORKER_S = 20
 """In which a worker must have come up, if one is to be killed."""
 VICTIMS = ("ray::RayTrainWorker", "ray::MapWorker", "EngineCore", "ray::ServeReplica")
