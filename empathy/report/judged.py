@@ -22,6 +22,8 @@ from empathy.store import Store
 
 REGIMES = ("sft", "dpo", "sft+dpo")
 """Each is compared with those before it."""
+PLAIN = ("naive", None)
+"""What a strategy is compared with: the naive one, and of teachers who answer those who are told none."""
 MISSING_LIMIT = 0.02
 """More verdicts than this share missing, and a row of the table is marked as failed."""
 
@@ -85,18 +87,18 @@ def estimates(cells: Cells, tables: Iterable[Table]) -> Iterator[Estimate]:
 
 
 def differ_in_one(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
-    """Whether two arms are a contrast: one factor differs, not the seed; a strategy is compared with naive alone."""
+    """Whether two arms are a contrast: one factor differs, not the seed; a strategy is compared with `PLAIN` alone."""
     different = [k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)]
     if different == ["strategy"]:
-        return "naive" in (ours["strategy"], theirs["strategy"])
+        return ours.get("strategy") in PLAIN or theirs.get("strategy") in PLAIN
     return len(different) == 1 and different != ["seed"]
 
 
 def comes_first(x: Mapping[str, str], y: Mapping[str, str]) -> bool:
     """Whether of two arms that are a contrast, in the order of the report, the first is the one that is subtracted:
-    naive from another strategy, the regime with less training from the one with more, else the earlier arm."""
+    the plain one from a strategy, the regime with less training from the one with more, else the earlier arm."""
     if x.get("strategy") != y.get("strategy"):
-        return x.get("strategy") == "naive"
+        return x.get("strategy") in PLAIN
     if x.get("regime") != y.get("regime"):
         return REGIMES.index(x["regime"]) < REGIMES.index(y["regime"])
     return True

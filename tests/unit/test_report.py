@@ -253,6 +253,10 @@ def test_factors_that_make_a_contrast() -> None:
     assert not differ_in_one(arm | {"strategy": "combined"}, arm | {"strategy": "all_three"})
     assert not differ_in_one(arm, arm | {"seed": "1"})
     assert not differ_in_one(arm, arm | {"regime": "dpo", "student": "t"})
+    answers = {"student": "s", "regime": "sft", "method": "direct", "seed": "0"}
+    assert differ_in_one(answers, answers | {"strategy": "chain_of_empathy.cbt"}), "a teacher who is told no strategy"
+    assert comes_first(answers, answers | {"strategy": "chain_of_empathy.cbt"})
+    assert not comes_first(answers | {"strategy": "chain_of_empathy.cbt"}, answers)
 
 
 def test_which_arm_of_a_contrast_is_subtracted() -> None:
