@@ -111,13 +111,7 @@ class FolderJournals:
                 os.makedirs(self._folder, exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
                 self._descriptor = os.open(self._path(self._writer), flags, 0o644)
-            done = 0
-            try:
-                while done < len(line):  # a short write happens when the disk is nearly full
-                    done += os.write(self._descriptor, line[done:])
-            except OSError:  # leave whole lines behind, then tell
-                os.ftruncate(self._descriptor, self._size)
-                raise
+            spools.write_whole(self._descriptor, line, self._size)
             place = (self._number(self._writer) << 40) + self._size
             self._size += len(line)
             self._dirty = True

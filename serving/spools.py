@@ -39,13 +39,7 @@ class Spool:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._descriptor = os.open(self._path, flags, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        done = 0
-        try:
-            while done < len(line):  # a short write happens when the disk is nearly full
-                done += os.write(self._descriptor, line[done:])
-        except OSError:  # leave whole lines behind, then tell
-            os.ftruncate(self._descriptor, self._size)
-            raise
+        write_whole(self._descriptor, line, self._size)
         self._size += len(line)
 
     def close(self, *, kept: bool) -> None:
@@ -55,6 +49,17 @@ class Spool:
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def write_whole(descriptor: int, line: bytes, size: int) -> None:
+    """Append `line` to a file of `size` bytes, or leave the file as it is and raise OSError."""
+    done = 0
+    try:
+        while done < len(line):  # a short write happens when the disk is nearly full
+            done += os.write(descriptor, line[done:])
+    except OSError:  # leave whole lines behind, then tell
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def _make_private(folder: Path) -> None:
