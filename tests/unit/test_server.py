@@ -48,8 +48,8 @@ def connect(url: str, sent: str) -> socket.socket:
 
 
 def closed_after_s(connection: socket.socket, began: float) -> float:
-    """Seconds until the server closes; fails when it does not within five more than it may take."""
-    connection.settimeout(HEAD_WAIT_S + 5)
+    """Seconds until the server closes; fails when it does not within half a minute more."""
+    connection.settimeout(HEAD_WAIT_S + 30)
     try:
         while connection.recv(4096):
             pass
@@ -72,20 +72,20 @@ def test_two_hundred_half_sent_requests_are_closed_and_harm_nobody(url: str, hal
         assert [chat(url).status_code for _ in range(20)] == [200] * 20
         waited = [future.result() for future in closed]
     assert min(waited) >= HEAD_WAIT_S * 0.9
-    assert max(waited) <= HEAD_WAIT_S + 4
+    assert max(waited) <= HEAD_WAIT_S + 25
     assert chat(url).status_code == 200
 
 
 def test_a_head_that_drips_is_closed_too(url: str) -> None:
     began = time.monotonic()
     with connect(url, HEAD) as connection:
-        while time.monotonic() < began + HEAD_WAIT_S + 4:
+        while time.monotonic() < began + HEAD_WAIT_S + 25:
             time.sleep(0.1)
             try:
                 connection.sendall(b"X-Drip: 1\r\n")
             except (ConnectionResetError, BrokenPipeError):  # what we wait for
                 break
-    assert HEAD_WAIT_S * 0.9 <= time.monotonic() - began < HEAD_WAIT_S + 4
+    assert HEAD_WAIT_S * 0.9 <= time.monotonic() - began < HEAD_WAIT_S + 25
 
 
 def test_a_second_request_on_a_connection_must_be_whole_in_time_too(url: str) -> None:
@@ -93,7 +93,7 @@ def test_a_second_request_on_a_connection_must_be_whole_in_time_too(url: str) ->
         assert b"200 OK" in connection.recv(4096)
         began = time.monotonic()
         connection.sendall(b"GET /heal")
-        assert HEAD_WAIT_S * 0.9 <= closed_after_s(connection, began) < HEAD_WAIT_S + 4
+        assert HEAD_WAIT_S * 0.9 <= closed_after_s(connection, began) < HEAD_WAIT_S + 25
 
 
 def test_a_body_may_come_later_than_its_head(url: str) -> None:

@@ -15,12 +15,18 @@ from typing import Any
 
 import pytest
 
+from cluster import providers, runner
+from cluster.profile import Asking, Profile, ProviderPlace
+from cluster.progress import Progress
+from empathy.lower import lower
 from empathy.records import Reply
 from empathy.store import Store
+from jobs import choose
 from serving import batch_notes
 from serving.providers import ProviderDown
 from serving.scripted import request_id
 from tests.batch_job import make, provider, teaching
+from tests.experiments import tiny
 from tests.fake_batches import FakeBatches, Faults
 from tests.s3 import s3_server, store
 
@@ -90,6 +96,20 @@ def test_bad_batches_make_the_same_artifact(fates: tuple[Any, ...], fake: FakeBa
     assert (refused > 0) == ("rows" in fates)
     found = fake.counts()
     assert all(n - found["excused"].get(ident, 0) == 1 for ident, n in found["billed"].items())
+
+
+def test_a_run_whose_profile_says_batch_asks_in_batches(fake: FakeBatches, tmp_path: Path) -> None:
+    """From the profile's table to the provider's bill: nothing is asked at once, at its full price."""
+    lowered = lower(tiny(tmp_path, teacher__provider="fake"))
+    place = ProviderPlace(base_url=fake.url, batch=True, batch_poll_s=0.05)
+    profile = Profile(store=str(tmp_path / "store"), ask=Asking(workers=0), providers={"fake": place})
+    targets, there = choose.targets(lowered, "replies"), profile.open_store()
+    with providers.ready(runner.to_make(targets, there), profile) as places:
+        context = runner.Context(there, profile, Progress(out=lambda line: None), places, "tiny")
+        assert not runner.run(targets, context).failures
+    found = fake.counts()
+    assert (sum(found["sizes"]), found["at_once"]) == (sum(there.get(t).counts.get("calls", 0) for t in targets), {})
+    assert found["sizes"]
 
 
 # ---------------------------------------------------------------- kills
