@@ -110,6 +110,9 @@ class ProviderPlace(RateLimit):
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
     in_flight: int | None = Field(None, ge=1)
     timeout_s: float = Field(120, gt=0)
+    served: tuple[str, ...] = ()
+    """Models whose replies are accepted besides those of the model asked for (its dated versions always are); "*" is
+    any."""
     limits: dict[str, RateLimit] = {}
     batch: bool = False
     """Ask through the provider's batch API: about half the price, an answer within a day."""

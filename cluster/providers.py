@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.embedded import check_models
-from cluster.profile import EMBEDDED, Profile
+from cluster.profile import EMBEDDED, Profile, ProviderPlace
 from empathy import judges, replies
 from empathy.requests import Asking
 from empathy.specs import RepliesSpec, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from serving.ledger import Ledger
-from serving.providers import Provider
+from serving.providers import Batching, Provider
 from serving.scripted import Scripted
 
 NOBODY = "http://127.0.0.1:9/v1"
@@ -53,9 +53,23 @@ def place_of(name: str, profile: Profile) -> Provider:
         key_env=place.key_env,
         in_flight=place.in_flight,
         timeout_s=place.timeout_s,
+        served=place.served,
+        batch=_batching(place),
     )
     provider.key()
     return provider
+
+
+def _batching(place: ProviderPlace) -> Batching | None:
+    """How the profile wants the provider's batch API to be used; None where it does not."""
+    if not place.batch:
+        return None
+    return Batching(
+        poll_s=place.batch_poll_s,
+        requests=place.batch_requests,
+        at_once=place.batches_at_once,
+        price=place.batch_price,
+    )
 
 
 @contextmanager
