@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from serving.batch_keeper import Entry
 from serving.batch_results import Results
-from serving.lines import BREAK_AFTER, REFUSED_AT_FIRST
+from serving.lines import REFUSED_AT_FIRST
 from serving.providers import Provider, ProviderDown, ProviderStopped
 
 
@@ -16,7 +16,7 @@ class Experience:
 
     requests: int
     barren: int = 0
-    """Batches in a row without an answer."""
+    """Batches in a row that came to nothing."""
     answered: int = 0
     refused: int = 0
     full: bool = False
@@ -26,7 +26,7 @@ class Experience:
         self.full = self.full and results.blameless
         self.answered += len(results.answered)
         self.refused += len(results.refused)
-        self.barren = 0 if results.answered else self.barren + (not results.blameless)
+        self.barren = 0 if results.worked else self.barren + (not results.blameless)
 
     def judge(self, provider: Provider, entry: Entry, results: Results, outcome: str, asks: int) -> None:
         """Raises when somebody has to mend something, or when `asks` batches in a row came to nothing."""
@@ -45,8 +45,10 @@ class Experience:
             )
         if self.barren >= asks and outcome == "failed":
             raise ProviderStopped(f"{provider.named} takes no batch: {results.why}")
-        if self.barren >= asks and len(results.left) >= BREAK_AFTER:
+        if self.barren >= asks:
+            left = list(results.failed())
             raise ProviderDown(
-                f"{provider.named}: {self.barren} batches in a row without an answer, the last one: {results.why}. "
-                "What was answered is kept; start again when it is back."
+                f"{provider.named}: {self.barren} batches in a row without an answer; {len(left):,} requests have no "
+                f"reply, the last one: {left[-1][1] if left else results.why}. What was answered is kept; start again "
+                f"when it is back, or take batch = true out of [providers.{provider.name}]: then they are asked at once"
             )

@@ -12,11 +12,14 @@ from empathy.requests import Answer, Request
 from serving.batch_api import Fault
 from serving.providers import Provider, ProviderStopped, Retry, read_reply
 
+EXPIRED = "batch_expired"
+"""The code of rows that the provider did not get to."""
+
 
 class Results:
-    """Sorts the rows of one batch. `why` is told of rows that no file mentions."""
+    """Sorts the rows of one batch. `why` is told of rows that no file mentions; `expired`: its time was up."""
 
-    def __init__(self, keys: Sequence[str], why: str):
+    def __init__(self, keys: Sequence[str], why: str, expired: bool = False):
         self.left, self.why = set(keys), why
         """Not answered: to ask again, or refused."""
         self.answered: set[str] = set()
@@ -27,6 +30,7 @@ class Results:
         self.paid_usd = 0.0
         self.blameless = False
         """What went wrong is no fault of the rows."""
+        self.expired = expired
 
     def read(self, path: Path, provider: Provider, model: str, record: Callable[[str, Answer], None]) -> None:
         """Take a result file; `record(key, answer)` each answer, once."""
@@ -71,6 +75,17 @@ class Results:
         for line, fault in lines.items():
             self.refused[keys[line - 1]] = Answer("", "refused", refused=f"{fault.code}: {fault.message}")
         self.blameless = bool(lines)
+
+    @property
+    def worked(self) -> bool:
+        """Whether the provider did anything with the batch."""
+        return bool(self.answered or self.refused)
+
+    def blames(self, key: str) -> bool:
+        """Whether a row is itself at fault that nothing came of it: others of its batch were answered, and it was not
+        merely left over when the time was up."""
+        expired = self.expired and self.reasons.get(key, EXPIRED).startswith(EXPIRED)
+        return self.worked and not self.blameless and not expired
 
     def __str__(self) -> str:
         lost = len(self.left) - len(self.refused)

@@ -68,6 +68,7 @@ class Batches:
         self._ended: set[str] = set()
         self._experience: dict[Route, Experience] = {}
         self._failures: Counter[str] = Counter()
+        self._blamed: Counter[str] = Counter()
         self._looked_at = -1e9
         self.refused: dict[str, Answer] = {}
         """Requests that will not be answered; kept for this process alone, the ledger holds no errors."""
@@ -299,7 +300,8 @@ class Batches:
         """Record whatever an ended batch answered, whichever way it ended."""
         self._keeper.check_ours(entry.note)
         provider, faults = self._providers[entry.note.provider], "; ".join(f.message for f in batch.faults[:3])
-        results = Results(entry.keys, f"batch {batch.id} {batch.status}{': ' + faults if faults else ''}")
+        why = f"batch {batch.id} {batch.status}{': ' + faults if faults else ''}"
+        results = Results(entry.keys, why, expired=batch.status == "expired")
         for file, count in ((batch.output_file, batch.completed), (batch.error_file, batch.failed)):
             if file is not None:
                 path = await self._fetched(entry, file, count)
@@ -345,8 +347,9 @@ class Batches:
         asks = self._batching(entry.note.provider).asks
         for key, why in results.failed():
             self._failures[key] += not results.blameless
-            if self._failures[key] >= asks:
-                self._refuse(key, f"no answer in {asks} batches: {why}")
+            self._blamed[key] += results.blames(key)
+            if self._blamed[key] >= asks:
+                self._refuse(key, f"no answer in {asks} batches that answered others: {why}")
         self.refused |= results.refused
         if entry.ours:
             self.fresh.update(results.answered, results.refused)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from empathy.requests import Answer, Request
 from serving.claiming import Claiming
+from serving.ledger import Ledger
 from serving.lines import Line
 from serving.permits import Permits
 from serving.prices import Price
@@ -79,6 +80,14 @@ def billed(outcome: Answer | Retry) -> bool:
     return outcome.finish_reason != "refused"
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """All attempts came to nothing: no row was refused, and nobody knows yet whose fault it is (`serving.blame`)."""
+
+    reason: str
+    attempts: int
+
+
 class Calls:
     """Sends requests of one client. `sending` are the tasks whose request is on its way."""
 
@@ -88,15 +97,18 @@ class Calls:
         self.sending: set[asyncio.Task[object]] = set()
         self.stopping = False
 
-    async def persist(self, line: Line, request: Request, body: bytes, counts: Counts) -> tuple[Answer, bool] | None:
-        """Attempt until something comes of it: (answer, whether it stands for no answer at all). None: the claim was
-        lost before sending (we were taken for dead)."""
+    async def persist(
+        self, line: Line, request: Request, body: bytes, counts: Counts, attempts: float | None = None
+    ) -> Answer | Nothing | None:
+        """Attempt until something comes of it, at most `attempts` times (the provider's) and for `patience_s`. None:
+        the claim was lost before sending (we were taken for dead)."""
+        at_most = line.provider.attempts if attempts is None else attempts
         provider, bill = line.provider, Bill.of(self._permits.price((request.provider, request.model)), request, body)
         first_failed_at, failed, sent, again = 0.0, 0, 0, False
         while (outcome := await self._attempt(line, request, body, bill, counts, again)) is not None:
             sent += 1
             if isinstance(outcome, Answer):
-                return (replace(outcome, attempts=sent) if sent > 1 else outcome), False
+                return replace(outcome, attempts=sent) if sent > 1 else outcome
             first_failed_at, again = first_failed_at or time.monotonic(), outcome.limited
             failed += not outcome.limited
             counts.limited += outcome.limited
@@ -109,9 +121,8 @@ class Calls:
                     f"{provider.patience_s:,.0f} s ({outcome.reason}). What was answered is kept; start again later, "
                     "or ask for a higher limit."
                 )
-            if failed >= provider.attempts or time.monotonic() - first_failed_at + wait_s > provider.patience_s:
-                refused = f"no answer after {sent} attempts: {outcome.reason}"
-                return Answer("", "refused", refused=refused, attempts=sent), True
+            if failed >= at_most or time.monotonic() - first_failed_at + wait_s > provider.patience_s:
+                return Nothing(outcome.reason, sent)
             counts.retries += 1
             if not outcome.limited:  # after a 429 the next permit is what is waited for
                 await asyncio.sleep(wait_s)
@@ -168,6 +179,14 @@ class Calls:
         mean = self._tokens_out.get(route, outcome.tokens_out)
         self._tokens_out[route] = mean + 0.05 * (outcome.tokens_out - mean)
         return outcome.tokens_in + outcome.tokens_out
+
+
+def keep(ledger: Ledger, request: Request, answer: Answer, counts: Counts) -> None:
+    """Record what was paid for; a refusal is no reply."""
+    if answer.finish_reason != "refused":
+        ledger.record(request, answer)
+        counts.tokens_in += answer.tokens_in or 0
+        counts.tokens_out += answer.tokens_out or 0
 
 
 def _wait_s(provider: Provider, outcome: Retry, sent: int) -> float:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import orjson
 
 from empathy.requests import Answer, Asking, Request
-from serving.calls import Calls, Counts
+from serving.blame import Blame
+from serving.calls import Calls, Counts, keep
 from serving.claiming import Claiming
 from serving.ledger import Ledger
 from serving.lines import Line
@@ -49,6 +50,7 @@ class Client:
         self._lines: dict[str, Line] = {}
         self._claiming, self._permits = Claiming(ledger), Permits(quota or Here())
         self._calls = Calls(self._permits, self._claiming)
+        self._blame = Blame(self._calls, self._claiming, ledger)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Client:
@@ -124,15 +126,12 @@ class Client:
         except TypeError as error:  # a lone surrogate: no JSON can carry it
             return Answer("", "refused", refused=f"the request cannot be encoded: {error}")
         async with line.places:
-            outcome = await self._calls.persist(line, request, body, counts)
+            outcome = await self._blame.answer(line, request, body, counts)
             if outcome is None:
                 return None
-            answer, lost = outcome
-            if answer.finish_reason != "refused":
-                self._ledger.record(request, answer)
-                counts.tokens_in += answer.tokens_in or 0
-                counts.tokens_out += answer.tokens_out or 0
-        line.judge(answer, lost)
+            answer, given_up = outcome
+            keep(self._ledger, request, answer, counts)
+        line.judge(request.model, answer, given_up)
         line.provider.check_served(request.model, answer.model_served)
         return answer
 

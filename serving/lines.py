@@ -1,33 +1,41 @@
-"""One provider in one event loop: its session, its free places, one attempt at a time, and the circuit breaker."""
+"""One provider in one event loop: its session, its free places, one attempt at a time, and when to stop asking it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from empathy.requests import Answer, Request
-from serving.providers import Provider, ProviderDown, ProviderStopped, Retry, announced_limit, read_reply
+from serving.providers import Provider, ProviderStopped, Retry, announced_limit, read_reply
 from serving.quota import Limit
 
-BREAK_AFTER = 5
-"""So many rows in a row without any answer: the provider is down."""
 MOST_BYTES = 8 << 20
 """No completion is longer; the ledger's lines must be shorter than 64 MiB."""
 SHORTEST_SECRET = 16
 """A key like "EMPTY" or "test" (servers of one's own want any) is no secret, and is a word that replies may hold."""
 REFUSED_AT_FIRST = 20
 """So many rows refused and none answered yet: it is the request that is wrong, not the rows."""
+GIVEN_UP_IN_A_ROW = 20
+"""So many rows given up and none answered in between: it is not the rows."""
 
 
 class Line:
-    """`places` bounds how many calls are under way or wait for their permit."""
+    """`places` bounds how many calls are under way or wait for their permit. `heard` says of a model when it last
+    answered a question that asks whether it is there, and whether it did so at once; `lost` counts the requests that
+    wait to hear of it."""
 
     def __init__(self, provider: Provider, in_flight: int):
         self.provider = provider
         self.places = asyncio.Semaphore(min(in_flight, provider.in_flight or in_flight))
-        self.lost_in_a_row = self.refused_at_first = 0
+        self.given_up_in_a_row = self.refused_at_first = 0
+        self.answered: set[str] = set()
+        """Models that answered a row."""
+        self.heard: dict[str, tuple[float, bool]] = {}
+        self.lost: Counter[str] = Counter()
+        self.listening = asyncio.Lock()
         self._key = provider.key()
         headers = {"Content-Type": "application/json", "User-Agent": "empathy"}
         if self._key:
@@ -58,17 +66,20 @@ class Line:
         outcome = read_reply(self.provider, request, response.status, response.headers, self._hidden(raw))
         return outcome, announced_limit(response.headers)
 
-    def judge(self, answer: Answer, lost: bool) -> None:
-        """The circuit breaker. Raises when rows in a row came to nothing."""
-        self.lost_in_a_row = self.lost_in_a_row + 1 if lost else 0
-        if self.lost_in_a_row >= BREAK_AFTER:
-            raise ProviderDown(
-                f"{self.provider.named}: {BREAK_AFTER} requests in a row without an answer, the last one: "
-                f"{answer.refused}. What was answered is kept; start again when it is back."
-            )
+    def judge(self, model: str, answer: Answer, given_up: bool) -> None:
+        """Raises ProviderStopped when rows in a row say that no other will be answered either."""
         if answer.refused is None:
-            self.refused_at_first = -1
-        elif self.refused_at_first >= 0 and not lost:
+            self.answered.add(model)
+        self.given_up_in_a_row = self.given_up_in_a_row + 1 if given_up else 0
+        if self.given_up_in_a_row >= GIVEN_UP_IN_A_ROW:
+            raise ProviderStopped(
+                f"{self.provider.named}: {GIVEN_UP_IN_A_ROW} requests in a row were given up, the last one: "
+                f"{answer.refused}. A short question is answered there: check whether these are too long for it, or "
+                "raise timeout_s."
+            )
+        if self.answered:
+            self.refused_at_first = 0
+        elif answer.refused is not None and not given_up:
             self.refused_at_first += 1
             if self.refused_at_first >= REFUSED_AT_FIRST:
                 raise ProviderStopped(

@@ -26,8 +26,7 @@ class ProviderStopped(ValueError):
 
 
 class ProviderDown(ConnectionError):
-    """The provider answered nothing for many requests in a row. Start again later: what was answered is in the
-    ledger."""
+    """The provider answers nothing now. Start again later: what was answered is in the ledger."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Provider:
     """An OpenAI-compatible server. It names its secret (`key_env` or `key_file`) and never holds it.
 
     `timeout_s` is the deadline of one attempt from connecting to the last byte; `attempts` bounds how often one
-    request is sent in vain, `patience_s` how long one request may wait on 429s. `served` lists models whose replies
+    request is sent in vain before it is asked whose fault that is (`serving.blame`), `patience_s` how long 429s may
+    go on, and how long the provider may be away. `served` lists models whose replies
     are accepted besides the one asked for (its dated versions always are); "*" accepts any.
     """
 

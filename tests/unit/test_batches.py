@@ -145,6 +145,15 @@ def test_what_is_not_answered_is_asked_again(
     assert (len(server.counts()["sizes"]), bills(server)) == (batches_made, paid)
 
 
+def fault(number: int) -> str:
+    """What befalls a row under the fate "rows", by the first two digits of its id."""
+    return ("429", "500", "400", "")[int(request_id(request(number).body)[:2], 16) % 4]
+
+
+def said(number: int) -> str:
+    return f"{fault(number)}: row {fault(number)}"
+
+
 def test_rows_fail_one_by_one(fake: Callable[..., FakeBatches], files: Files, expected: dict[int, str]) -> None:
     """The fake answers a row by the first two digits of its id: 0 429, 1 500, 2 400, 3 a reply (modulo 4)."""
     kinds = {k: int(request_id(request(k).body)[:2], 16) % 4 for k in range(ROWS)}
@@ -162,13 +171,44 @@ def test_rows_fail_one_by_one(fake: Callable[..., FakeBatches], files: Files, ex
     }
 
 
-def test_a_row_that_is_never_answered_is_given_up(fake: Callable[..., FakeBatches], files: Files) -> None:
+def test_a_row_is_given_up_when_batches_that_answered_others_did_not_answer_it(
+    fake: Callable[..., FakeBatches], files: Files
+) -> None:
+    """Two rows whose turn never comes well go into every batch, each time beside two others that are answered."""
+    never, fine = ([k for k in range(40) if fault(k) in kinds] for kinds in (("429", "500"), ("",)))
     server = fake(fates=("rows",) * 9)
-    answers = ask(provider(server, asks=3), files, range(8))
-    assert len(server.counts()["sizes"]) == 3
-    gone = [a.refused for a in answers.values() if a.refused and "no answer in 3 batches" in a.refused]
-    assert gone
-    assert all("row 429" in why or "row 500" in why for why in gone)
+    answers = ask(provider(server, asks=3, requests=4, at_once=1), files, [*never[:2], *fine[:6]])
+    assert server.counts()["sizes"] == [4, 4, 4]
+    assert {k for k, a in answers.items() if a.refused} == set(never[:2])
+    assert answers[never[0]].refused == f"no answer in 3 batches that answered others: HTTP {said(never[0])}"
+
+
+def test_rows_are_not_given_up_when_nobody_is_answered(
+    fake: Callable[..., FakeBatches], files: Files, expected: dict[int, str]
+) -> None:
+    """A few rows, fewer than any breaker counts, at a provider that is away: they are not refused, and the next run
+    asks them."""
+    never, (fine, *_) = ([k for k in range(ROWS) if fault(k) in kinds] for kinds in (("429", "500"), ("",)))
+    server = fake(fates=("rows",) * 9)
+    told = (
+        r"3 batches in a row without an answer; 2 requests have no reply, the last one: HTTP \d+: row .*take batch = t"
+    )
+    with pytest.raises(ProviderDown, match=told):
+        ask(provider(server, asks=3), files, [*never[:2], fine])
+    assert server.counts()["sizes"] == [3, 2, 2, 2]
+    back = ask(provider(fake()), files, [*never[:2], fine])
+    assert words(back) == {k: expected[k] for k in (*never[:2], fine)}
+    assert bills(server)[fine] == 0, "it was answered before"
+
+
+def test_rows_that_a_provider_does_not_get_to_are_asked_until_it_does(
+    fake: Callable[..., FakeBatches], files: Files, expected: dict[int, str]
+) -> None:
+    """Half of each batch is left when its time is up: 12, 6, 3, 2, 1 rows; the last row was in five batches."""
+    server = fake(fates=("expire",) * 4)
+    answers = ask(provider(server, asks=2), files)
+    assert words(answers) == expected
+    assert server.counts()["sizes"] == [12, 6, 3, 2, 1]
 
 
 def test_batches_that_bring_nothing_stop_the_run(fake: Callable[..., FakeBatches], files: Files) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import orjson
@@ -27,7 +28,7 @@ from serving.limits import Limits
 from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderDown, ProviderStopped, Retry, read_reply, retry_after_s
 from serving.quota import Authority, Here, Limit
-from serving.scripted import Fault, Faults, Scripted
+from serving.scripted import Fault, Faults, Scripted, request_id
 
 KEY = "sk-planted-0123456789abcdef"
 
@@ -101,17 +102,44 @@ def test_the_deadline_of_an_attempt_is_total(fault: Fault, scripted: Callable[..
     assert time.monotonic() - began < 20
 
 
+def hit(share: float, rows: Iterable[int]) -> set[int]:
+    """Those of `rows` that a fault of a `share` of the requests befalls."""
+    return {k for k in rows if int(request_id(request(k).body)[:8], 16) / 16**8 < share}
+
+
 @pytest.mark.parametrize("fault", ["500", "html"])
-def test_one_row_without_an_answer_costs_one_row_and_is_not_kept(
+def test_a_row_that_is_never_answered_while_others_are_costs_one_row_and_is_not_kept(
     fault: Fault, scripted: Callable[..., Scripted], files: Files
 ) -> None:
-    server = scripted(fault=fault, first=0, share=0.2)
+    server, lost = scripted(fault=fault, first=0, share=0.2), hit(0.2, range(20))
     answers = run(rows(*range(20)), provider(server, attempts=2), files, in_flight=1)
-    lost = {name: a for name, a in answers.items() if a.refused}
+    refused = {int(name): a.refused for name, a in answers.items() if a.refused}
     assert 0 < len(lost) < 10
-    assert all(a.refused.startswith("no answer after 2 attempts:") for a in lost.values())
+    assert refused.keys() == lost
+    assert all(why.startswith("no answer after 4 attempts, while others were answered:") for why in refused.values())
     with Ledger(files) as ledger:
-        assert len(ledger) == 20 - len(lost)
+        assert {k for k in range(20) if request(k).key in ledger} == set(range(20)) - lost
+
+
+def test_the_last_row_of_an_experiment_is_given_up_too(scripted: Callable[..., Scripted], files: Files) -> None:
+    """In a later run it is alone: nobody else is asked beside whom it could be seen to be at fault."""
+    (lost, *_), counts = hit(0.2, range(20)), Counts()
+    server = scripted(fault="500", first=0, share=0.2)
+    answer = run(rows(lost), provider(server, attempts=3), files, counts=counts)[str(lost)]
+    assert answer.refused == "no answer after 6 attempts, while others were answered: HTTP 500: 500 try again later"
+    assert server.counts()["asked"][request_id(request(lost).body)] == 6
+    assert (counts.calls, counts.retries) == (8, 5)  # and a question after each round
+
+
+def test_what_was_asked_to_see_who_is_to_blame_is_in_the_ledger(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    (lost, *_), counts = hit(0.2, range(20)), Counts()
+    run(rows(lost), provider(scripted(fault="500", first=0, share=0.2), attempts=1), files, counts=counts)
+    with Ledger(files) as ledger:
+        (spent,) = ledger.summary().values()
+    assert spent.requests == 2
+    assert (spent.tokens_in, spent.tokens_out) == (counts.tokens_in, counts.tokens_out)
 
 
 def test_400_costs_one_row_is_sent_once_and_is_not_kept(scripted: Callable[..., Scripted], files: Files) -> None:
@@ -173,16 +201,68 @@ def test_a_missing_key_is_told_before_anything_is_sent(
         Provider("p", "http://localhost", key_file="/no/such/file").key()
 
 
-def test_a_provider_that_is_down_stops_the_run_and_the_rest_is_kept(
+def outage(
+    server: Scripted, files: Files, asked: Sequence[int], back_after_s: float | None, **fields: Any
+) -> dict[str, Any]:
+    """Ask rows two at a time; after the third answer the provider is away (None: and stays so)."""
+
+    async def work() -> dict[str, Any]:
+        answers = dict[str, Any]()
+        with Ledger(files) as ledger:
+            async for name, answer in drive(rows(*asked), provider(server, attempts=2, **fields), ledger, 2):
+                answers[name] = answer
+                if len(answers) == 3:
+                    server.reset(Faults(fault="500", first=0, latency_s=0.01))
+                    if back_after_s is not None:
+                        Timer(back_after_s, server.reset, [Faults()]).start()
+        return answers
+
+    return asyncio.run(work())
+
+
+def test_a_provider_that_goes_away_for_a_while_costs_no_row(scripted: Callable[..., Scripted], files: Files) -> None:
+    """Each row's two attempts take 10 ms; the provider is away for a second."""
+    answers = outage(scripted(latency_s=0.01), files, range(12), back_after_s=1.0)
+    assert [k for k, a in answers.items() if a.refused] == []
+    assert len(answers) == 12
+    assert max(a.attempts for a in answers.values()) > 2
+
+
+def test_rows_lost_to_a_provider_that_stays_away_are_asked_in_the_next_run(
     scripted: Callable[..., Scripted], files: Files
 ) -> None:
+    """At most two at a time have no reply, fewer than any breaker would count."""
+    with pytest.raises(ProviderDown, match=r"is away: \d requests? ha(s|ve) no reply \(after 2 attempts: HTTP 500"):
+        outage(scripted(latency_s=0.01), files, range(9), back_after_s=None, patience_s=0.5)
+    server = scripted()
+    with Ledger(files) as ledger:
+        there = sum(request(k).key in ledger for k in range(9))
+    answers = run(rows(*range(9)), provider(server), files)
+    assert 3 <= there < 9
+    assert server.counts()["total"] == 9 - there
+    assert [k for k, a in answers.items() if a.refused] == []
+
+
+def test_a_provider_that_never_answered_is_not_waited_for(scripted: Callable[..., Scripted], files: Files) -> None:
+    """Its URL may be wrong. What other runs had of it is kept."""
     with Scripted() as server:
         run(rows(*range(10)), provider(server), files)
         url = server.url
-    with pytest.raises(ProviderDown, match=r"5 requests in a row without an answer.*Connect"):
+    began = time.monotonic()
+    with pytest.raises(ProviderDown, match=r"is away: \d+ requests? .*Connect.*1 attempt to ask anything else"):
         run(rows(*range(100)), Provider("scripted", url, attempts=2, backoff_s=0.01), files)
+    assert time.monotonic() - began < 60 < Provider("scripted", url).patience_s
     with Ledger(files) as ledger:
         assert len(ledger) == 10
+
+
+def test_a_provider_that_answers_none_of_many_rows_stops_the_run(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    """It answers a short question, and no row of ours."""
+    lost = sorted(hit(0.5, range(100)))[:30]
+    with pytest.raises(ProviderStopped, match=r"20 requests in a row were given up.*raise timeout_s"):
+        run(rows(*lost), provider(scripted(fault="500", first=0, share=0.5), attempts=1), files, in_flight=4)
 
 
 def test_a_request_that_is_always_refused_stops_the_run(scripted: Callable[..., Scripted], files: Files) -> None:
@@ -397,9 +477,8 @@ def test_a_reply_longer_than_any_completion_is_not_read_to_its_end(
     scripted: Callable[..., Scripted], files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.lines.MOST_BYTES", 100)
-    answer = run(rows(1), provider(scripted(), attempts=2), files)["1"]
-    assert answer.refused is not None
-    assert "the reply is longer" in answer.refused
+    with pytest.raises(ProviderDown, match="the reply is longer"):
+        run(rows(1), provider(scripted(), attempts=2), files)
 
 
 def test_a_quota_that_is_used_up_is_no_rate_limit() -> None:

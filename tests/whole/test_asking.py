@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from empathy.store import Store
 from serving.budget import BudgetSpent
 from serving.ledger import Ledger
 from serving.prices import Price, Prices
-from serving.providers import Provider, ProviderStopped
+from serving.providers import Provider, ProviderDown, ProviderStopped
 from serving.quota import Limit
 from serving.scripted import Faults, Scripted
 
@@ -60,9 +61,9 @@ def server() -> Iterator[Scripted]:
         yield running
 
 
-def make(stage: Stage, store: Store, server: Scripted, workers: int = 0) -> list[tuple[int, int]]:
+def make(stage: Stage, store: Store, server: Scripted, workers: int = 0, **fields: Any) -> list[tuple[int, int]]:
     said: list[tuple[int, int]] = []
-    providers = {"scripted": Provider("scripted", server.url)}
+    providers = {"scripted": Provider("scripted", server.url, **fields)}
     ask(stage, store, providers, workers, 4, Reply, replies.askings, lambda _, done, of: said.append((done, of)))
     return said
 
@@ -129,6 +130,33 @@ def test_a_broken_run_goes_on_where_it_was(store: Store, server: Scripted) -> No
     make(stage, store, server)
     assert server.counts()["total"] == 15 - paid
     assert store.get(stage).rows == 15
+
+
+IMPATIENT = {"attempts": 2, "backoff_s": 0.01, "patience_s": 0.2}
+
+
+def test_rows_without_a_reply_are_no_part_of_an_artifact(store: Store, server: Scripted) -> None:
+    """60% of what is asked gets a 500, and so does the question whether the provider is there at all (by its hash)."""
+    stage = teaching(store)
+    server.reset(Faults(fault="500", first=0, share=0.6))
+    with pytest.raises(ProviderDown, match="no reply"):
+        make(stage, store, server, **IMPATIENT)
+    with Ledger(store.files) as ledger:
+        kept = len(ledger)
+    server.reset(Faults())
+    make(stage, store, server)
+    assert [r.dropped for r in store.get(stage).read(Reply)] == [None] * 15
+    assert server.counts()["total"] == 15 - kept < 15
+
+
+def test_a_row_that_is_to_blame_is_dropped_and_its_part_is_there(store: Store, server: Scripted) -> None:
+    """20% of what is asked gets a 500, and that question does not."""
+    stage = teaching(store)
+    server.reset(Faults(fault="500", first=0, share=0.2))
+    make(stage, store, server, **IMPATIENT)
+    dropped = [str(r.dropped) for r in store.get(stage).read(Reply) if r.dropped]
+    assert store.get(stage).counts["dropped: refused"] == len(dropped) > 0
+    assert all("no answer after 4 attempts, while others were answered: HTTP 500" in why for why in dropped)
 
 
 @pytest.fixture(scope="module")
