@@ -60,6 +60,14 @@ install_packages() {
     .venv/bin/uv pip install --python "$python" "${UV_ARGS[@]}" --quiet --no-deps -e .
 }
 
+# A wheelhouse or an index of CPU builds among pip's own places wins over the ordinary, CUDA build of the same version.
+check_cuda() {
+    "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null && return
+    say "torch $("$python" -c 'import importlib.metadata as m; print(m.version("torch"))') has no CUDA: it came from one of the places that pip is" \
+        "configured for (.venv/bin/pip config list). Take that one away and run 'make setup' again" >&2
+    return 1
+}
+
 warn_of_missing_compiler() {
     command -v g++ >/dev/null || say "warning: no g++; DeepSpeed compiles an operator on first use (apt-get install g++)"
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
@@ -71,5 +79,6 @@ say "installing uv"
 "$pip" install --quiet --disable-pip-version-check -c constraints.txt uv
 uv_like_pip "$pip"
 install_packages
+if [ "$device" = gpu ]; then check_cuda; fi
 warn_of_missing_compiler
 say "done in ${SECONDS} s"
