@@ -49,8 +49,10 @@ def to_make(targets: Sequence[Stage], store: Store) -> list[Stage]:
     return missing(targets, lambda stage: stage.key in finished)
 
 
-def run(targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANES) -> Outcome:
-    """Make `targets` and what they need.
+def run(
+    targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANES, whole: Sequence[Stage] = ()
+) -> Outcome:
+    """Make `targets` and what they need. `whole` is what they are a part of: what is lacking there is raised as well.
 
     A stage that another run is making (its lease is held) is left to it and looked at again. Raises what is wrong with
     a source, or lacks in it (`empathy.doors`), before anybody is asked, and KeyboardInterrupt when the process is told
@@ -64,7 +66,7 @@ def run(targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANE
     context.progress.schedule = schedule = Schedule(pending, lambda stage: place_of(stage, lanes))
     work = Work(schedule, context.store, context.progress, _total)
     with context.progress.live():
-        _Run(work, context, lanes, pending).make()
+        _Run(work, context, lanes, pending, to_make(whole, context.store)).make()
     failures = tuple(schedule.failures())
     return Outcome(work.made, failures, len(failures) + sum(failure.behind for failure in failures))
 
@@ -72,8 +74,10 @@ def run(targets: Sequence[Stage], context: Context, lanes: Sequence[Lane] = LANE
 class _Run:
     """One call of `run`."""
 
-    def __init__(self, work: Work, context: Context, lanes: Sequence[Lane], pending: Sequence[Stage]):
-        self.work, self.context, self.lanes, self.pending = work, context, lanes, pending
+    def __init__(
+        self, work: Work, context: Context, lanes: Sequence[Lane], pending: Sequence[Stage], later: Sequence[Stage]
+    ):
+        self.work, self.context, self.lanes, self.pending, self.later = work, context, lanes, pending, later
         self.sources = [stage for stage in pending if stage.kind == "dialogues"]
         self.threads: list[threading.Thread] = []
         self.started: set[str] = set()
@@ -85,7 +89,7 @@ class _Run:
             reading = {place_of(stage, self.lanes).lane for stage in self.sources}
             self._start(lambda lane: lane.name in reading)
             self._read_sources()
-            doors.check(self.pending, self.context.store)
+            doors.check(self.pending, self.context.store, self.later)
             self._start(lambda lane: not lane.on_ray(self.context))
             if self._start_is_due():
                 up.enter_context(ray_session(self.context.profile))

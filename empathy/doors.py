@@ -30,8 +30,14 @@ def recorded(replies: Stage | None) -> str | None:
     return spec.responder.responder if isinstance(spec.responder, Recorded) else TO_ASK
 
 
-def check(pending: Sequence[Stage], store: Store) -> None:
-    """`check_sides`, then `check_ratings`."""
+def check(pending: Sequence[Stage], store: Store, later: Sequence[Stage] = ()) -> None:
+    """`check_sides`, then `check_ratings`, of `pending` stages.
+
+    `later` are those that the experiment needs beyond them: what these lack is told before anything is paid on the way
+    to them, that is unless dialogues alone are pending.
+    """
+    if any(stage.kind != "dialogues" for stage in pending):
+        pending = [*pending, *later]
     check_sides(pending, store)
     check_ratings(pending, store)
 

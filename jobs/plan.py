@@ -57,10 +57,10 @@ def text(
     store = profile.open_store()
     store.files.look()
     stages = list(walk(targets))
-    finished = store.finished(stages)
-    to_make = missing(targets, lambda stage: stage.key in finished)
-    check_models(to_make)
-    doors.check(to_make, store)
+    finished = store.finished(walk([lowered.report]))
+    to_make, whole = (missing(ends, lambda stage: stage.key in finished) for ends in (targets, [lowered.report]))
+    check_models(whole)
+    doors.check(to_make, store, whole)
     view = View(stages, finished, store)
     lines = [
         f"{x.name}: {x.question}",

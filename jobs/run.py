@@ -51,7 +51,8 @@ def run(
     if all(store.done(target) for target in targets):
         print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
     else:
-        code = _make(x, targets, store, profile, again(file, on, store_url, only, until, max_usd), max_usd)
+        command = again(file, on, store_url, only, until, max_usd)
+        code = _make(x, targets, lowered.report, store, profile, command, max_usd)
     uses.note(store.files, x.name, walk(targets))  # what was refused at the door stands on nothing
     if code:
         return code
@@ -59,18 +60,26 @@ def run(
 
 
 def _make(
-    x: Experiment, targets: list[Stage], store: Store, profile: Profile, command: str, max_usd: float | None
+    x: Experiment,
+    targets: list[Stage],
+    whole: Stage,
+    store: Store,
+    profile: Profile,
+    command: str,
+    max_usd: float | None,
 ) -> int:
     """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on."""
-    from cluster import bases, providers, runner
+    from cluster import bases, embedded, providers, runner
     from cluster.quota import run_quota
 
     pending = runner.to_make(targets, store)
+    embedded.check_models(runner.to_make([whole], store))
     bases.check(bases.needed(pending), profile)
     quota = run_quota(pending, profile, max_usd)
     try:
         with providers.ready(pending, profile) as places:
-            outcome = runner.run(targets, runner.Context(store, profile, Progress(), places, x.name, quota))
+            context = runner.Context(store, profile, Progress(), places, x.name, quota)
+            outcome = runner.run(targets, context, whole=[whole])
     except KeyboardInterrupt as told:
         print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED

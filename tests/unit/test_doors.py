@@ -12,7 +12,7 @@ from cluster import runner
 from cluster.executors import LANES, Context, Lane
 from cluster.profile import Asking, Profile
 from cluster.progress import Progress
-from empathy import dialogues
+from empathy import dialogues, experiment
 from empathy.doors import check_ratings, check_sides
 from empathy.lower import lower
 from empathy.records import Dialogue
@@ -29,9 +29,10 @@ from empathy.specs import (
     RepliesSpec,
     Teacher,
 )
-from empathy.stages import Stage, missing
+from empathy.stages import Stage, missing, walk
 from empathy.store import Store
-from tests.experiments import tiny
+from jobs import plan, run
+from tests.experiments import tiny, tiny_file
 
 SOURCE = {"type": "jsonl", "recorded_replies": ["m"]}
 ASKED = Teacher(provider="p", model="t", turns=("{dialogue}",))
@@ -139,13 +140,50 @@ def test_twins_of_the_test_may_be_all_that_there_was_to_learn_from(tmp_path: Pat
     check_sides([sets(of, Human(), None, purpose="heldout", split="test")], store)
 
 
-def test_a_run_asks_nobody_when_ratings_when_ratings_are_lacking(tmp_path: Path) -> None:
+def without_ratings(folder: Path) -> None:
+    file = folder / "dialogues.jsonl"
+    rows = [json.loads(line) | {"ratings": {}} for line in file.read_text().splitlines()]
+    file.write_text("\n".join(map(json.dumps, rows)))
+
+
+ARMS = 'method = "improve_human"\nstrategy = "naive"\n[[arms]]\nmethod = "direct"'
+
+
+@pytest.mark.parametrize("until", ["replies", "one"])
+def test_a_run_that_ends_at_the_replies_asks_nobody_when_the_sets_behind_them_lack_ratings(
+    until: str, tmp_path: Path
+) -> None:
+    """And the same of the plan, once the dialogues are made; of dialogues alone nothing is refused."""
+    file = tiny_file(tmp_path)
+    file.write_text(file.read_text().replace('method = "direct"', ARMS))
+    (tmp_path / "here.toml").write_text(f'store = "{tmp_path}/store"\n[ask]\nworkers = 0\n')
+    on = str(tmp_path / "here.toml")
+    without_ratings(tmp_path)
+    lowered = lower(experiment.load(str(file)))
+    asked = next(s for s in walk([lowered.report]) if s.label.startswith("rule-teacher"))
+    end = until if until == "replies" else f"{asked.kind}/{asked.key}"
+    assert run.run(str(file), on, None, until="dialogues") == 0
+    with pytest.raises(ValueError, match="its human reply has no rating"):
+        run.run(str(file), on, None, until=end)
+    assert Store.open(str(tmp_path / "store")).files.list("ledger", recursive=True) == []
+    with pytest.raises(ValueError, match="its human reply has no rating"):
+        plan.plan(str(file), on, None, until=end)
+    assert plan.plan(str(file), on, None, only=["method=direct"], until="replies") == 0, "what is left needs none"
+
+
+def test_a_run_that_ends_at_the_replies_asks_nobody_for_a_judge_that_there_is_not(tmp_path: Path) -> None:
+    file = tiny_file(tmp_path)
+    file.write_text(file.read_text().replace('"rule-judge-1"', '"gpt-9"'))
+    for told in (run.run, plan.plan):
+        with pytest.raises(ValueError, match=r"judge.models = 'gpt-9': .* 'embedded' has only 'rule-judge-1'"):
+            told(str(file), None, str(tmp_path / "store"), until="replies")
+
+
+def test_a_run_asks_nobody_when_ratings_are_lacking(tmp_path: Path) -> None:
     """The teacher is asked from the driver, without Ray: its lane could begin as soon as the dialogues are there."""
     arms = [{"method": "improve_human", "strategy": "naive"}]
     x = tiny(tmp_path, arms=arms)
-    file = tmp_path / "dialogues.jsonl"
-    rows = [json.loads(line) | {"ratings": {}} for line in file.read_text().splitlines()]
-    file.write_text("\n".join(map(json.dumps, rows)))
+    without_ratings(tmp_path)
     store = Store.open(str(tmp_path / "store"))
     asked: list[str] = []
     lanes = [
