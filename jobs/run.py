@@ -56,7 +56,7 @@ def run(
     uses.note(store.files, x.name, walk(targets))  # what was refused at the door stands on nothing
     if code:
         return code
-    return _show(x, lowered, store, profile, again(file, on, store.url, only), only) if until is None else 0
+    return _show(x, lowered, store, profile, file, on, only) if until is None else 0
 
 
 def _make(
@@ -136,7 +136,7 @@ def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] =
         raise ValueError(
             f"file = {file!r}: {not_made(len(left))} in {store.url}; `{again(file, on, store_url, only)}` makes them"
         )
-    return _show(x, lowered, store, profile, again(file, on, store.url, only), only)
+    return _show(x, lowered, store, profile, file, on, only)
 
 
 def folder(profile: Profile, name: str, only: Sequence[str] = ()) -> Path:
@@ -150,14 +150,16 @@ def folder(profile: Profile, name: str, only: Sequence[str] = ()) -> Path:
 
 
 def _show(
-    x: Experiment, lowered: Lowered, store: Store, profile: Profile, command: str, only: Sequence[str] = ()
+    x: Experiment, lowered: Lowered, store: Store, profile: Profile, file: str, on: str | None, only: Sequence[str]
 ) -> int:
     headline = report.Headline(
         name=x.name,
         question=x.question,
         expect=x.expect,
         differs=x.differs,
-        command=command,
+        command=again(file, on, store.url, only),
+        file=shlex.quote(file),
+        where=shlex.join(["--store", store.url] if on is None else ["--on", on, "--store", store.url]),
     )
     page = report.render(lowered.report, store, folder(profile, x.name, only), headline)
     estimates = store.get(lowered.report).read(Estimate)

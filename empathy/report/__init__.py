@@ -26,13 +26,16 @@ from empathy.store import Store, Writer
 
 @dataclass(frozen=True)
 class Headline:
-    """What the experiment file says about itself, and the command that makes the report again."""
+    """What the experiment file says about itself, and how commands name it: `command` makes the report again, `file` is
+    the experiment's, `where` the options that say in which store ("--on P --store URL")."""
 
     name: str
     question: str
     expect: str = ""
     differs: str = ""
     command: str = ""
+    file: str = ""
+    where: str = ""
 
 
 def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from empathy.records import Estimate
-from empathy.report.cells import FACTOR, name_of
+from empathy.report.cells import FACTOR, in_short, name_of, told
 
 UNKNOWN = "–"
 
@@ -62,6 +62,7 @@ class Book:
 
     def __init__(self, estimates: Iterable[Estimate], names: Mapping[str, str]):
         self.all, self.names = list(estimates), names
+        self._short: dict[str, str] = {}
 
     @cached_property
     def _index(self) -> dict[tuple[str, str, str | None, str | None, str | None], Estimate]:
@@ -69,6 +70,13 @@ class Book:
         for e in self.all:
             found.setdefault((e.arm, e.measure, e.opponent, e.judge, None), e)
             found[e.arm, e.measure, e.opponent, e.judge, e.note] = e
+        return found
+
+    @cached_property
+    def _by_measure(self) -> dict[str, list[Estimate]]:
+        found: dict[str, list[Estimate]] = {}
+        for e in self.all:
+            found.setdefault(e.measure, []).append(e)
         return found
 
     def get(
@@ -79,7 +87,7 @@ class Book:
 
     def of(self, measure: str) -> Iterator[Estimate]:
         """All estimates of one measure, in order."""
-        return (e for e in self.all if e.measure == measure)
+        return iter(self._by_measure.get(measure, ()))
 
     def of_match(self, m: Match, measure: str) -> Estimate | None:
         return self.get(m.arm, measure, m.opponent, m.judge)
@@ -87,7 +95,9 @@ class Book:
     @property
     def likelihoods(self) -> list[Estimate]:
         """NLL per token: lesson by lesson, the base before the arms."""
-        return sorted(self.of("nll_per_token"), key=lambda e: (e.note, not e.arm.startswith("base"), e.arm))
+        return sorted(
+            self.of("nll_per_token"), key=lambda e: (int(e.note.split(":")[-1]), not e.arm.startswith("base"), e.arm)
+        )
 
     @property
     def matches(self) -> list[Match]:
@@ -100,7 +110,13 @@ class Book:
         return sorted(slots, key=lambda s: (s[0] in "ht", not s.startswith("base"), s))
 
     def name(self, slot: str) -> str:
-        return name_of(slot, self.names)
+        if slot not in self._short:
+            self._short[slot] = name_of(slot, self.names, self._told)
+        return self._short[slot]
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return told(self.names)
 
     def factors(self, slot: str) -> dict[str, str]:
         return dict(FACTOR.findall(self.names.get(slot, "")))
@@ -118,12 +134,19 @@ class Book:
 
     def lesson(self, slot: str) -> str:
         """What an arm was taught: method, teacher, strategy (and seed, when there are several)."""
-        rest = {k: v for k, v in self.factors(slot).items() if k not in ("student", "regime")}
-        return name_of("", {**self.names, "": " ".join(f"{k}={v}" for k, v in rest.items())})
+        return in_short(self.names.get(slot, ""), self._told - {"student", "regime"})
 
     def lesson_named(self, note: str) -> str:
         """What people call the lesson of a held-out set ("heldout:sft:0"): the values of its factors."""
         return self.name(note.rsplit(":", 1)[-1])
+
+    def less_base(self, e: Estimate) -> Estimate | None:
+        """NLL per token less the base's, of an arm's `nll_per_token`."""
+        return self._less_base.get((e.arm, e.note))
+
+    @cached_property
+    def _less_base(self) -> dict[tuple[str, str], Estimate]:
+        return {(e.arm, e.note): e for e in self.of("nll_difference")}
 
     # ---- what the run was meant to show
 
@@ -144,5 +167,11 @@ class Book:
         worst = e.high if sign < 0 else e.low
         clear = worst is not None and worst * sign > 0
         holds = True if clear else False if e.value * sign <= 0 else None
-        detail = number(e, 3, signed=True) + " nats" if sign < 0 else percent(e, signed=True)
+        detail = number(e, 3, signed=True) + " nats per token"
+        if sign > 0:
+            before = self.get(str(e.opponent), e.measure.replace("accuracy_gain", "accuracy"), note=e.note)
+            detail = percent(e, signed=True).replace(" %", " points")
+            if before and before.value is not None:
+                detail += f", from {100 * before.value:.1f} %"
+                holds = None if before.value == 1 and e.value == 0 else holds  # nothing was left to raise
         return Check(f"{self.name(e.arm)} {claim} {self.name(str(e.opponent))}", holds, detail, e.key)

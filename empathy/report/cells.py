@@ -6,13 +6,13 @@
     human:replies     teacher:J:replies                                                             other opponents
     heldout:sft:J     heldout:dpo:J                                                 held-out sets of lesson J
 
-Estimates name arms by slot, because names are no part of a stage: `Cells.name` says what people call a slot.
+Estimates name arms by slot, because names are no part of a stage: `name_of` says what people call a slot.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
@@ -144,16 +144,12 @@ class Cells:
         assert len(found) <= 1, f"replies capped differently: {found}"
         return found.pop() if found else VerdictsSpec.model_fields["cap_words"].default
 
-    def name(self, slot: str) -> str:
-        """What people call a slot."""
-        return name_of(slot, self.names)
-
     def factors(self, slot: str) -> dict[str, str]:
         """student, regime, method, teacher, strategy, seed of an arm, as far as it has them."""
         return dict(FACTOR.findall(self.names.get(slot, "")))
 
 
-def _told(names: Mapping[str, str]) -> set[str]:
+def told(names: Mapping[str, str]) -> set[str]:
     """The factors that names tell: regime, method and strategy, and whatever else differs between arms."""
     arms = [dict(FACTOR.findall(text)) for slot, text in names.items() if re.fullmatch(r"a\d+", slot)]
     keys = {k for arm in arms for k in arm}
@@ -161,13 +157,17 @@ def _told(names: Mapping[str, str]) -> set[str]:
     return differing | {"regime", "method", "strategy"} if len(arms) > 1 else keys - {"seed"}
 
 
-def name_of(slot: str, names: Mapping[str, str]) -> str:
-    """What people call a slot; `names` is the report stage's locator. What all arms share goes without saying."""
+def name_of(slot: str, names: Mapping[str, str], factors: Collection[str] | None = None) -> str:
+    """What people call a slot; `names` is the report stage's locator, `factors` what `told` says of it. What all arms
+    share goes without saying."""
     if slot == "human":
         return "human reply"
     if slot.startswith("teacher:"):
-        return f"teacher's reply ({name_of(slot.split(':')[1], names)})"
-    text = names.get(slot, slot)
-    told = _told(names)
-    factors = [(k, v) for k, v in FACTOR.findall(text) if k in told]
-    return " ".join(f"seed {v}" if k == "seed" else v for k, v in factors) or text
+        return f"teacher's reply ({name_of(slot.split(':')[1], names, factors)})"
+    return in_short(names.get(slot, slot), told(names) if factors is None else factors)
+
+
+def in_short(text: str, factors: Collection[str]) -> str:
+    """The values of those `factors` in a name ("regime=sft method=direct seed=0"); a name without any stays."""
+    values = [(k, v) for k, v in FACTOR.findall(text) if k in factors]
+    return " ".join(f"seed {v}" if k == "seed" else v for k, v in values) or text

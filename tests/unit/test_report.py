@@ -1,12 +1,15 @@
 """A small report made of real artifacts in a folder store; the judge is three lines long, so outcomes are known."""
 
+import base64
 import csv
+import gzip
 import io
 import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -18,6 +21,7 @@ from empathy.report.cells import Cells, name_of
 from empathy.report.content import flat
 from empathy.report.figures import Bar, draw
 from empathy.report.judged import comes_first, differ_in_one
+from empathy.report.page import download, draw_page, place_of
 from empathy.requests import Answer, Request
 from empathy.specs import (
     CheckpointSpec,
@@ -233,10 +237,15 @@ def test_likelihood_and_preference(book: Book) -> None:
 
 
 def test_checks_say_what_training_did(book: Book) -> None:
-    by_arm = {c.claim: c.holds for c in book.checks()}
+    checks = {c.claim: c for c in book.checks()}
+    by_arm = {claim: c.holds for claim, c in checks.items()}
     assert by_arm["sft direct lowers held-out NLL per token against tiny (base)"] is True
     assert by_arm["sft+dpo direct raises held-out preference accuracy (summed) over sft direct"] is True
-    assert by_arm["sft+dpo direct raises held-out preference accuracy (over_base) over sft direct"] is False
+    summed = checks["sft+dpo direct raises held-out preference accuracy (summed) over sft direct"]
+    assert summed.detail.startswith("+75.0 points [")
+    assert summed.detail.endswith("], from 25.0 %")
+    # all 24 pairs were right before DPO: nothing was left to raise
+    assert by_arm["sft+dpo direct raises held-out preference accuracy (over_base) over sft direct"] is None
 
 
 def test_contrast_of_two_arms_is_paired(book: Book) -> None:
@@ -299,8 +308,40 @@ def test_page_is_one_file_that_works_offline(page: Path) -> None:
     links.feed(text)
     assert links.loaded == []
     assert not re.search(r"@import|url\(\s*['\"]?http", text)
-    assert all(t.startswith(("#", "data:text/csv;base64,")) for t in links.targets)
-    assert {t[1:] for t in links.targets if t.startswith("#")} <= set(links.ids)
+    inside = [t for t in links.targets if t.startswith(("#", "data:text/csv;base64,"))]
+    assert {t[1:] for t in inside if t.startswith("#")} <= set(links.ids)
+    manifests = [page.parent / unquote(t) for t in links.targets if t not in inside]
+    assert len(manifests) == text.count('<tr id="') > 10, "one a row of the table of artifacts"
+    assert all(m.name == "artifact.json" and m.is_file() for m in manifests), "relative to where the page lies"
+
+
+def test_a_bucket_is_an_address_and_no_link(world: World, tmp_path: Path) -> None:
+    for store_url, expected in (
+        ("s3://bucket/prefix", "s3://bucket/prefix/verdicts/ab12/artifact.json"),
+        (str(tmp_path / "my store"), "../my%20store/verdicts/ab12/artifact.json"),
+    ):
+        assert place_of("verdicts/ab12", store_url, tmp_path / "out") == expected
+    estimates, content = report.build(world.report, world.store)
+    page = draw_page(world.report, estimates, content, tmp_path, report.Headline("t", "?"), "s3://bucket/prefix")
+    key = world.report.inputs["human:replies"].key
+    assert f"<code>s3://bucket/prefix/replies/{key}/artifact.json</code>" in page.read_text()
+
+
+def test_commands_name_the_store(world: World, tmp_path: Path) -> None:
+    head = report.Headline("t", "?", command="empathy run t.toml --store /s", file="t.toml", where="--store /s")
+    text = report.render(world.report, world.store, tmp_path, head).read_text()
+    assert "<code>empathy explain KIND/KEY --store /s</code>" in text
+    shown = re.findall(r"<code>(empathy trace d\d+ t.toml --store /s)</code>", text)
+    assert len(shown) == 5
+    assert re.search(r"<code>empathy run t.toml --store /s --until replies/[0-9a-f]{8}</code>", text)
+
+
+def test_a_large_csv_is_packed() -> None:
+    text = "a,b\n" + "1,2\n" * 200_000
+    link = download(text, "x.csv")
+    url = re.search(r'download="x.csv.gz" href="data:application/gzip;base64,([^"]+)"', link)
+    assert gzip.decompress(base64.b64decode(url[1])).decode() == text
+    assert 'download="x.csv" href="data:text/csv;base64,YSxi"' in download("a,b", "x.csv")
 
 
 def test_page_says_what_it_must(page: Path, world: World) -> None:
@@ -313,8 +354,10 @@ def test_page_says_what_it_must(page: Path, world: World) -> None:
     verdicts = world.report.inputs["a000:verdicts:human"]
     assert f"empathy run trial.toml --until verdicts/{verdicts.key[:8]}<" in text
     assert "test 24, train 10 dialogues" in text
-    assert "too_long" in text
-    assert "<td>start: first DPO loss</td><td>0.6931</td>" in text
+    assert "<td>too long 3</td>" in text, "held-out sets are no sets of an arm"
+    assert "Only 6 clusters stand behind the intervals" in text
+    assert "can be below 0.031" in text, "two of 2^6 sign patterns"
+    assert '<td>start: first DPO loss</td><td class="n">2</td><td>0.6931</td>' in text, "of both checkpoints"
     assert "do not measure empathy" in text
     assert text.count('class="case"') == 5
 
