@@ -20,10 +20,18 @@ class Experience:
     answered: int = 0
     refused: int = 0
     full: bool = False
+    doubted: bool = False
+    """Another model answered in its place: one request a batch, one batch at a time, until an answer is its own."""
+
+    @property
+    def most(self) -> int:
+        """How many requests the next batch may have."""
+        return 1 if self.doubted else self.requests
 
     def learn(self, results: Results) -> None:
         """A batch ended."""
         self.full = self.full and results.blameless
+        self.doubted = self.doubted and (results.stop is not None or not results.answered)
         self.answered += len(results.answered)
         self.refused += len(results.refused)
         self.barren = 0 if results.worked else self.barren + (not results.blameless)

@@ -103,6 +103,7 @@ class Batches:
         found = self._ledger.get(request.key)
         if found is not None and not self._providers[request.provider].accepts(request.model, found.model_served):
             self._ledger.forget(request.key)
+            self._learnt((request.provider, request.model)).doubted = True
             found = None
         return found or self.refused.get(request.key)
 
@@ -122,7 +123,7 @@ class Batches:
             return NO_ROOM if self._open else ELSEWHERE
         usd = self._purse.most_usd(request, len(line), self._batching(request.provider).price)
         basket = self._baskets.get(route)
-        if basket and (len(basket.keys) >= self._learnt(route).requests or basket.size + len(line) > most_bytes):
+        if basket and (len(basket.keys) >= self._learnt(route).most or basket.size + len(line) > most_bytes):
             await self._submit(route)
             basket = None
         if basket is None:
@@ -153,7 +154,8 @@ class Batches:
 
     def _room(self, route: Route) -> bool:
         routes = [*self._baskets, *(entry.route for entry in self._open.values())]
-        if self._learnt(route).full and route in routes:
+        learnt = self._learnt(route)
+        if (learnt.full or learnt.doubted) and route in routes:
             return False
         return sum(provider == route[0] for provider, _ in routes) < self._batching(route[0]).at_once
 

@@ -76,8 +76,10 @@ class Client:
         answer = self._ledger.get(request.key)
         if answer is None:
             return None
-        if not self._provider(request).accepts(request.model, answer.model_served):
+        provider = self._provider(request)
+        if not provider.accepts(request.model, answer.model_served):
             self._ledger.forget(request.key)
+            self._line(provider).doubted.add(request.model)
             return None
         counts.had(answer, self._ledger.experiment)
         return answer
@@ -100,9 +102,13 @@ class Client:
         counts.had(answer, self._ledger.experiment)
         return answer
 
+    def halt(self) -> None:
+        """Send nothing more: the run ends."""
+        self._calls.stopping = True
+
     async def stop(self, tasks: Collection[asyncio.Task[None]]) -> None:
         """Send nothing more. What is in flight is paid for: its replies are awaited (for a while) and kept."""
-        self._calls.stopping = True
+        self.halt()
         for task in tasks:
             if task not in self._calls.sending:
                 task.cancel()
@@ -126,13 +132,22 @@ class Client:
         except TypeError as error:  # a lone surrogate: no JSON can carry it
             return Answer("", "refused", refused=f"the request cannot be encoded: {error}")
         async with line.places:
-            outcome = await self._blame.answer(line, request, body, counts)
-            if outcome is None:
-                return None
-            answer, given_up = outcome
-            keep(self._ledger, request, answer, counts)
+            while request.model in line.doubted:
+                async with line.trial:  # one reply is paid to see whether that has been mended, and not one a row
+                    if request.model in line.doubted:
+                        return await self._sent(line, request, body, counts)
+            return await self._sent(line, request, body, counts)
+
+    async def _sent(self, line: Line, request: Request, body: bytes, counts: Counts) -> Answer | None:
+        outcome = await self._blame.answer(line, request, body, counts)
+        if outcome is None:
+            return None
+        answer, given_up = outcome
+        keep(self._ledger, request, answer, counts)
         line.judge(request.model, answer, given_up)
         line.provider.check_served(request.model, answer.model_served)
+        if answer.refused is None:
+            line.doubted.discard(request.model)
         return answer
 
     async def drive(
@@ -204,6 +219,7 @@ async def _finish(client: Client, ident: str, pending: _Pending, counts: Counts,
             outcome = _advance(client, outcome.asking, await client.answer(outcome.request, counts), counts)
         out.put_nowait((ident, outcome, None))
     except Exception as error:  # noqa: BLE001  re-raised by `drive`: a task has no caller
+        client.halt()
         out.put_nowait((ident, None, error))
 
 

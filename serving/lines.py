@@ -36,6 +36,9 @@ class Line:
         self.heard: dict[str, tuple[float, bool]] = {}
         self.lost: Counter[str] = Counter()
         self.listening = asyncio.Lock()
+        self.doubted: set[str] = set()
+        """Models in whose place another one answered; they are asked one by one until an answer is their own."""
+        self.trial = asyncio.Lock()
         self._key = provider.key()
         headers = {"Content-Type": "application/json", "User-Agent": "empathy"}
         if self._key:

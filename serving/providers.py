@@ -111,8 +111,9 @@ class Provider:
         """Raises ProviderStopped when another model answered than was asked."""
         if not self.accepts(asked, served):
             raise ProviderStopped(
-                f"provider {self.name!r}: asked for model {asked!r}, {served!r} answered. Ask for {served!r}, or "
-                f"allow it: served = [{served!r}]"
+                f"provider {self.name!r}: asked for model {asked!r}, {served!r} answered. Its replies are kept: ask "
+                f"for {served!r}, or allow it by served = [{served!r}] in [providers.{self.name}] of the profile. Or "
+                "have that mended there: the next run pays one reply to see whether it is"
             )
 
 

@@ -241,6 +241,18 @@ def test_another_model_is_kept_and_told(fake: Callable[..., FakeBatches], files:
     assert bills(server) == [1] * ROWS
 
 
+def test_a_model_that_another_one_answers_for_is_paid_one_reply_a_run(
+    fake: Callable[..., FakeBatches], files: Files, expected: dict[int, str]
+) -> None:
+    server = fake(fates=("other_model",) * 3)
+    for sizes in ([ROWS], [ROWS, 1], [ROWS, 1, 1]):
+        with pytest.raises(ProviderStopped, match=r"served = \['some-other-model'\] in \[providers.fake\]"):
+            ask(provider(server), files)
+        assert server.counts()["sizes"] == sizes
+    assert words(ask(provider(server), files)) == expected, "it was mended"
+    assert server.counts()["sizes"] == [ROWS, 1, 1, 1, ROWS - 1]
+
+
 def test_a_balance_that_ends_within_a_batch_stops_after_keeping_the_rest(
     fake: Callable[..., FakeBatches], files: Files
 ) -> None:

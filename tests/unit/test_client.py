@@ -285,6 +285,23 @@ def test_another_model_than_asked_for_is_an_alarm_until_it_is_allowed(
     assert run(rows(1), provider(mended), files)["1"].model_served == "rule-teacher-1"
 
 
+def test_a_model_that_another_one_answers_for_is_paid_one_reply_a_run(
+    scripted: Callable[..., Scripted], files: Files
+) -> None:
+    server = scripted(fault="other_model", first=0, latency_s=0.05)
+    asked = 0
+    for n in range(3):
+        with pytest.raises(ProviderStopped, match=r"served = \['some-other-model'\] in \[providers.scripted\]"):
+            run(rows(*range(12)), provider(server), files, in_flight=8)
+        before, asked = asked, server.counts()["total"]
+        assert 8 <= asked <= 12 if n == 0 else asked == before + 1
+    server = scripted(latency_s=0.02)
+    answers = run(rows(*range(12)), provider(server), files, in_flight=8)
+    assert {a.model_served for a in answers.values()} == {"rule-teacher-1"}
+    assert server.counts()["total"] == 12
+    assert server.counts()["most_in_flight"] > 1, "one by one until the first answer alone"
+
+
 def test_the_dated_version_of_a_model_is_that_model(scripted: Callable[..., Scripted], files: Files) -> None:
     server = scripted(fault="dated_model")
     assert run(rows(1), provider(server), files)["1"].model_served == "rule-teacher-1-2024-08-06"
