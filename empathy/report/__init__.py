@@ -40,7 +40,7 @@ class Headline:
 
 def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
     """Estimates and content (see `empathy.report.content`) of a report stage whose inputs are all made."""
-    from empathy.report import content, drops, judged, unjudged
+    from empathy.report import content, drops, judged, ratings, unjudged
     from empathy.report.cells import Cells
 
     spec, cells = cast(ReportSpec, stage.spec), Cells(stage)
@@ -60,6 +60,7 @@ def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
         "stages": list(content.stages(stage, store)),
         "training_sets": drops.training_sets(cells, store),
         "sources": drops.sources(stage, store),
+        "ratings": ratings.ratings(cells, store),
         "served": content.served(tables),
         "judged": content.judged_sizes(tables),
         "samples": content.side_by_side(cells, tables, test, store, spec),
@@ -82,8 +83,13 @@ def render(stage: Stage, store: Store, out_dir: Path, head: Headline) -> Path:
     from empathy.report.page import draw_page
 
     artifact = store.get(stage)
-    estimates = list(artifact.read(Estimate))
-    return draw_page(stage, estimates, json.loads(artifact.read_file("content.json")), out_dir, head, store.url)
+    estimates, content = list(artifact.read(Estimate)), json.loads(artifact.read_file("content.json"))
+    if "ratings" not in content:  # a report made before it told them
+        from empathy.report import ratings
+        from empathy.report.cells import Cells
+
+        content["ratings"] = ratings.ratings(Cells(stage), store)
+    return draw_page(stage, estimates, content, out_dir, head, store.url)
 
 
 def headline(estimates: Iterable[Estimate], names: Mapping[str, str], stand_ins: Sequence[str] = ()) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from empathy.records import Estimate
 from empathy.report.cells import FACTOR, in_short, name_of, told
@@ -17,12 +18,23 @@ def percent(e: Estimate | None, signed: bool = False) -> str:
     return _worded(e, 100, 1, signed, " %")
 
 
-def number(e: Estimate | None, digits: int = 2, signed: bool = False) -> str:
+class Valued(Protocol):
+    """A value with its interval: an `Estimate`, an `Interval`."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def number(e: Valued | None, digits: int = 2, signed: bool = False) -> str:
     """A value as "2.31 [2.20, 2.42]"; a dash where it is unknown."""
     return _worded(e, 1, digits, signed, "")
 
 
-def _worded(e: Estimate | None, scale: float, digits: int, signed: bool, unit: str) -> str:
+def _worded(e: Valued | None, scale: float, digits: int, signed: bool, unit: str) -> str:
     if e is None or e.value is None:
         return UNKNOWN
     sign = "+" if signed else ""

@@ -17,7 +17,7 @@ def training_sets(cells: Cells, store: Store) -> list[dict[str, Any]]:
     """
     found = []
     for arm in cells.arms:
-        for examples in _learned_from(arm.checkpoint):
+        for examples in learned_from(arm.checkpoint):
             artifact = store.find(examples.kind, examples.key)
             if artifact is not None:
                 meta = artifact.meta
@@ -34,10 +34,10 @@ def training_sets(cells: Cells, store: Store) -> list[dict[str, Any]]:
     return found
 
 
-def _learned_from(checkpoint: Stage | None) -> Iterator[Stage]:
+def learned_from(checkpoint: Stage | None) -> Iterator[Stage]:
     """The sets of the steps that lead from the base to a student."""
     if checkpoint is not None and "base" in checkpoint.inputs:
-        yield from _learned_from(checkpoint.inputs.get("policy"))
+        yield from learned_from(checkpoint.inputs.get("policy"))
         if "examples" in checkpoint.inputs:
             yield checkpoint.inputs["examples"]
 

@@ -21,6 +21,7 @@ from empathy.report import book as words
 from empathy.report.book import Book, opponent_kind
 from empathy.report.plots import figures
 from empathy.stages import Stage, walk
+from empathy.stats.clustered import Interval
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -139,7 +140,7 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
         "least_p": 2 / 2**clusters if 1 < clusters < FEW_CLUSTERS else None,
         "missing": [e for e in book.of("missing_share") if e.value is not None and e.value > 0.02],
         "fewer": fewer,
-        "ratings": [],
+        "ratings": [r | {"mean": _mean(r)} for r in content.get("ratings", ())],
         "judges": sorted({f"{e.judge} ({e.note})" for e in book.of("win_rate")}),
         "reasons": sorted({reason for s in content["training_sets"] for reason in s["dropped"]}),
         "talkers": [s for s in book.responders if book.get(s, "words")],
@@ -147,6 +148,10 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
         "signatures": sorted({e.note for m in ("bleu_4", "rouge_l") for e in book.of(m)}),
         **_counted(content["stages"], {s["key"] for s in content["training_sets"]}),
     }
+
+
+def _mean(r: Mapping[str, Any]) -> Interval:
+    return Interval(r["mean"], r["low"], r["high"], None, r["replies"] - r["unrated"], r["clusters"])
 
 
 def _families(book: Book) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,6 +16,10 @@ from empathy.artifact import Artifact
 from empathy.files import open_files
 from empathy.lower import Lowered, lower
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Score
+from empathy.report import Headline
+from empathy.report.cells import Cells
+from empathy.report.page import draw_page
+from empathy.report.ratings import ratings
 from empathy.specs import ExamplesSpec
 from empathy.stages import Stage, walk
 from empathy.store import Store
@@ -99,3 +107,92 @@ def test_an_unrated_reply_teaches_nothing_and_is_counted(chain: tuple[Lowered, S
 
 def _unread(score: Score) -> Score:
     return Score(score.id, score.dialogue_id, score.group, score.judge, score.sample, "unreadable", raw=("?",))
+
+
+def test_the_report_tells_the_ratings_that_decided(chain: tuple[Lowered, Store], tmp_path: Path) -> None:
+    lowered, store = chain
+    found = ratings(Cells(lowered.report), store)
+    assert [(r["of"] is None, r["by"], r["good"]) for r in found] == [
+        (True, "rule-judge-1", GOOD),
+        (False, "rule-judge-1", GOOD),
+    ], "people's replies once for all sets and arms, the teacher's once"
+    assert [len(r["slots"]) for r in found] == [len(lowered.cells), len(lowered.cells) // 2], "direct alone needs both"
+    train = {d.id: d.group for d in store.get(lowered.report.inputs["dialogues"]).read(Dialogue) if d.split == "train"}
+    for r in found:
+        scores = {s.dialogue_id: s.overall for s in store.find("verdicts", r["key"]).read(Score)}
+        here = {d: scores[d] for d in train}
+        assert r["replies"] == len(train)
+        assert r["at_least"] == sum(x >= GOOD for x in here.values()) > 0
+        assert r["below"] == sum(x < GOOD for x in here.values()) > 0
+        assert r["unrated"] == 0
+        assert r["mean"] == pytest.approx(fmean(here.values()))
+        assert dict(r["levels"])["3–4"] == sum(3 <= x < 4 for x in here.values())
+        assert sum(n for _, n in r["levels"]) == len(train)
+        by_group = defaultdict(list)
+        for d, group in train.items():
+            by_group[group].append(here[d] - r["mean"])
+        assert r["clusters"] == len(by_group)
+        c = len(by_group)
+        se = (c / (c - 1) * sum(sum(x) ** 2 for x in by_group.values())) ** 0.5 / len(train)
+        assert (r["high"] - r["low"]) / 2 == pytest.approx(_t(c - 1) * se, rel=1e-3)
+    content = {
+        "split": {"sizes": {}, "side": "test", "source": "s", "how": {"type": "x"}, "groups": 0, "cap_words": 97}
+    }
+    content |= {n: [] for n in ("stand_ins", "stages", "served", "judged", "samples", "training_sets", "sources")}
+    page = draw_page(lowered.report, [], content | {"ratings": found}, tmp_path, Headline("r", "?"), store.url)
+    rows = re.findall(r"<tr><td>([^<]*)</td><td>rule-judge-1</td>", page.read_text())
+    assert rows == ["human replies", "rule-teacher-1 direct"]
+
+
+def _t(degrees: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, degrees))
+
+
+def test_the_report_tells_peoples_ratings_too(tmp_path: Path) -> None:
+    lowered = lower(tiny(tmp_path / "tiny", n=30))  # people rate 1, 2, 3 in turn; the teacher is not rated, so Good
+    store = Store(open_files(str(tmp_path / "store")))
+    made(lowered, store)
+    human, learned = ratings(Cells(lowered.report), store)
+    rows = [d for d in store.get(lowered.report.inputs["dialogues"]).read(Dialogue) if d.split == "train"]
+    levels = [("Bad", 1), ("Okay", 2), ("Good", 3)]
+    assert human["by"] == "people"
+    assert human["levels"] == [(name, sum(d.ratings["human"] == k for d in rows)) for name, k in levels]
+    assert human["at_least"] == dict(human["levels"])["Good"]
+    assert (learned["replies"], learned["unrated"], learned["unrated_is_good"]) == (len(rows), len(rows), True)
+    assert (learned["mean"], learned["low"]) == (None, None), "unknown is no number"
+
+
+def test_the_report_counts_a_score_that_could_not_be_read_as_unrated(tmp_path: Path) -> None:
+    lowered = lower(tiny(tmp_path / "rated", arms=[{"method": "improve_human", "strategy": "naive"}], **RATED))
+    store = Store(open_files(str(tmp_path / "rated store")))
+    about = lowered.report.inputs["dialogues"]
+    here.make(about, store)
+    train = [d.id for d in store.get(about).read(Dialogue) if d.split == "train"]
+    [scores] = {s.inputs["scores:human"] for s in walk([lowered.report]) if "scores:human" in s.inputs}
+    writer = store.writer(scores)
+    for part in range(len(store.get(about).parts)):
+        rows = [
+            replace(Score(d.id, d.id, d.group, "j", 0, "ok", 2.5), **_lost(d.id == train[0]))
+            for d in store.get(about).read(Dialogue, part)
+        ]
+        writer.write_records(part, rows, Score)
+    writer.commit()
+    for stage in walk([lowered.report]):
+        if stage.kind == "replies" and "checkpoint" not in stage.inputs and stage.inputs["dialogues"] is about:
+            _empty(stage, store, about)
+    [told] = ratings(Cells(lowered.report), store)
+    assert (told["unrated"], told["below"], told["at_least"]) == (1, len(train) - 1, 0)
+    assert (told["mean"], dict(told["levels"])["2–3"]) == (2.5, len(train) - 1)
+
+
+def _lost(lost: bool) -> dict[str, Any]:
+    return {"status": "unreadable", "overall": None} if lost else {}
+
+
+def _empty(stage: Stage, store: Store, about: Stage) -> None:
+    writer = store.writer(stage)
+    for part in range(len(store.get(about).parts)):
+        writer.write_records(part, [], Reply)
+    writer.commit()
