@@ -13,11 +13,6 @@ from empathy.report.cells import FACTOR, in_short, name_of, told
 UNKNOWN = "–"
 
 
-def percent(e: Estimate | None, signed: bool = False) -> str:
-    """A share as "61.2 % [55.0, 67.1]"; a dash where it is unknown."""
-    return _worded(e, 100, 1, signed, " %")
-
-
 class Valued(Protocol):
     """A value with its interval: an `Estimate`, an `Interval`."""
 
@@ -27,6 +22,11 @@ class Valued(Protocol):
     def low(self) -> float | None: ...
     @property
     def high(self) -> float | None: ...
+
+
+def percent(e: Valued | None, signed: bool = False) -> str:
+    """A share as "61.2 % [55.0, 67.1]"; a dash where it is unknown."""
+    return _worded(e, 100, 1, signed, " %")
 
 
 def number(e: Valued | None, digits: int = 2, signed: bool = False) -> str:
@@ -39,7 +39,7 @@ def _worded(e: Valued | None, scale: float, digits: int, signed: bool, unit: str
         return UNKNOWN
     sign = "+" if signed else ""
     text = f"{scale * e.value:{sign}.{digits}f}{unit}"
-    if e.low is None or e.high is None:
+    if e.low is None or e.high is None or e.low == e.high:  # of no width: all rows say the same, and nothing of others
         return text
     return f"{text} [{scale * e.low:{sign}.{digits}f}, {scale * e.high:{sign}.{digits}f}]"
 

@@ -34,17 +34,22 @@ def ratings(cells: Cells, store: Store) -> list[dict[str, Any]]:
     A set with an input that the store no longer holds is left out. `of` is the key of the replies, None for people's;
     mean, low and high are None where they cannot be known.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    slots: dict[str, list[str]] = {}
+    sets: dict[str, Stage] = {}
     for arm in cells.arms:
         for stage in learned_from(arm.checkpoint):
-            inputs = {name: store.find(needed.kind, needed.key) for name, needed in stage.inputs.items()}
-            for who in deciding(stage) if all(inputs.values()) else ():
-                entry = _facts(stage, who)
-                ident = tuple(entry.values())
-                if ident not in found:
-                    found[ident] = entry | _told(stage, who, cast(dict[str, Artifact], inputs)) | {"slots": []}
-                if arm.slot not in found[ident]["slots"]:
-                    found[ident]["slots"].append(arm.slot)
+            sets[stage.key] = stage
+            slots.setdefault(stage.key, []).append(arm.slot)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for key, stage in sets.items():
+        inputs = {name: store.find(needed.kind, needed.key) for name, needed in stage.inputs.items()}
+        for who in deciding(stage) if all(inputs.values()) else ():
+            facts = _facts(stage, who)
+            ident = tuple(facts.values())
+            if ident not in found:
+                found[ident] = facts | _told(stage, who, cast(dict[str, Artifact], inputs)) | {"slots": []}
+            found[ident]["slots"] = sorted({*found[ident]["slots"], *slots[key]})
+            found[ident]["unrated_is_good"] |= _forgives(stage)
     return list(found.values())
 
 
@@ -75,10 +80,15 @@ def _facts(stage: Stage, who: Who) -> dict[str, Any]:
         "by": by,
         "good": good_from(stage),
         "split": spec.split,
-        "unrated_is_good": scores is None and bool(getattr(spec.method, "unrated_is_good", False)),
         "kind": rated.kind,
         "key": rated.key,
     }
+
+
+def _forgives(stage: Stage) -> bool:
+    """Whether people's missing ratings are taken as Good; a judge's never are."""
+    spec = _spec(stage)
+    return spec.good is None and bool(getattr(spec.method, "unrated_is_good", False))
 
 
 def _told(stage: Stage, who: Who, inputs: dict[str, Artifact]) -> dict[str, Any]:
@@ -98,6 +108,7 @@ def _told(stage: Stage, who: Who, inputs: dict[str, Artifact]) -> dict[str, Any]
         "high": mean.high,
         "clusters": mean.clusters,
         "levels": _levels(values_N, people=spec.good is None),
+        "unrated_is_good": False,
     }
 
 

@@ -151,16 +151,20 @@ def _t(degrees: int) -> float:
 
 
 def test_the_report_tells_peoples_ratings_too(tmp_path: Path) -> None:
-    lowered = lower(tiny(tmp_path / "tiny", n=30))  # people rate 1, 2, 3 in turn; the teacher is not rated, so Good
+    arms = [{"method": "direct"}, {"method": "improve_human", "strategy": "naive"}]
+    lowered = lower(
+        tiny(tmp_path / "tiny", n=30, arms=arms)
+    )  # people rate 1, 2, 3 in turn; the teacher is not rated, so Good
     store = Store(open_files(str(tmp_path / "store")))
     made(lowered, store)
-    human, learned = ratings(Cells(lowered.report), store)
+    human, learned = ratings(Cells(lowered.report), store)  # of SFT and DPO, with and without a method that forgives
     rows = [d for d in store.get(lowered.report.inputs["dialogues"]).read(Dialogue) if d.split == "train"]
     levels = [("Bad", 1), ("Okay", 2), ("Good", 3)]
     assert human["by"] == "people"
     assert human["levels"] == [(name, sum(d.ratings["human"] == k for d in rows)) for name, k in levels]
     assert human["at_least"] == dict(human["levels"])["Good"]
     assert (learned["replies"], learned["unrated"], learned["unrated_is_good"]) == (len(rows), len(rows), True)
+    assert [len(human["slots"]), len(learned["slots"])] == [4, 2]
     assert (learned["mean"], learned["low"]) == (None, None), "unknown is no number"
 
 

@@ -16,7 +16,7 @@ import pytest
 from empathy import judges, report
 from empathy.judges.shown import read_prompt
 from empathy.records import Demonstration, Dialogue, Estimate, Logprob, Preference, Reply, Turn, Verdict
-from empathy.report.book import Book
+from empathy.report.book import Book, percent
 from empathy.report.cells import Cells, name_of
 from empathy.report.content import flat
 from empathy.report.figures import Bar, draw
@@ -43,6 +43,7 @@ from empathy.specs import (
     VerdictsSpec,
 )
 from empathy.stages import Stage
+from empathy.stats.clustered import Interval
 from empathy.store import Store
 
 N, GROUPS = 24, 6
@@ -268,6 +269,12 @@ def test_factors_that_make_a_contrast() -> None:
     assert not comes_first(answers | {"strategy": "chain_of_empathy.cbt"}, answers)
 
 
+def test_an_interval_without_width_is_not_shown() -> None:
+    same, other = (Interval(1.0, low, 1.0, 0.0, 8, 4) for low in (1.0, 0.25))
+    assert percent(same, signed=True) == "+100.0 %"
+    assert percent(other) == "100.0 % [25.0, 100.0]"
+
+
 def test_which_arm_of_a_contrast_is_subtracted() -> None:
     naive = {"student": "s", "regime": "sft", "method": "improve_human", "strategy": "naive", "seed": "0"}
     assert comes_first(naive, naive | {"regime": "sft+dpo"}), "sft+dpo less sft, of naive arms too"
@@ -356,7 +363,7 @@ def test_page_says_what_it_must(page: Path, world: World) -> None:
     assert "test 24, train 10 dialogues" in text
     assert "<td>too long 3</td>" in text, "held-out sets are no sets of an arm"
     assert "Only 6 clusters stand behind the intervals" in text
-    assert "can be below 0.031" in text, "two of 2^6 sign patterns"
+    assert "can be below 0.0312" in text, "two of 2^6 sign patterns"
     assert '<td>start: first DPO loss</td><td class="n">2</td><td>0.6931</td>' in text, "of both checkpoints"
     assert "do not measure empathy" in text
     assert text.count('class="case"') == 5
