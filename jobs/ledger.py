@@ -119,7 +119,7 @@ def savings(store: Store, prices: Prices, damaged: Callable[[CorruptError], None
     from the ledger that another had bought. What nobody's name stands on is left out.
     """
     saved: dict[str, Sum] = defaultdict(Sum)
-    users = uses(store.files)
+    users = uses(store.files, damaged)
     for artifact in (a for kind in ("replies", "verdicts") for a in store.artifacts(kind, damaged)):
         maker, counts = artifact.manifest["made"].get("experiment") or UNKNOWN, artifact.counts
         asked = _asked(artifact)

@@ -16,8 +16,10 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 
+from empathy.artifact import CorruptError
 from empathy.files import Files
 from serving.providers import Provider
+from serving.sound import parsed
 
 OPEN, CLOSED = "ledger/batches/open", "ledger/batches/closed"
 _PREFIX = "batch-"
@@ -66,6 +68,13 @@ def key_mark(key: str | None, ident: str) -> str | None:
     return hashlib.sha256(f"{ident}/{key}".encode()).hexdigest()[:8] if key else None
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What is needed of a closed note."""
+
+    keepers: tuple[str, ...]
+
+
 def is_batch(holder: str) -> bool:
     """Whether claims of this holder are a batch's."""
     return holder.startswith(_PREFIX)
@@ -77,9 +86,13 @@ def is_open(files: Files, holder: str) -> bool:
 
 
 def keepers(files: Files, holder: str) -> list[str] | None:
-    """Whose journals hold the replies of a closed batch; None when its note was removed by hand."""
-    data = files.read_or_none(f"{CLOSED}/{holder.removeprefix(_PREFIX)}.json")
-    return None if data is None else list(json.loads(data)["keepers"])
+    """Whose journals hold the replies of a closed batch; None when its note was removed by hand, or is damaged."""
+    path = f"{CLOSED}/{holder.removeprefix(_PREFIX)}.json"
+    data = files.read_or_none(path)
+    try:
+        return None if data is None else list(parsed(_Kept, data, files, path, "delete it").keepers)
+    except CorruptError:  # as if it had been removed: every journal is read
+        return None
 
 
 def save(files: Files, note: Note) -> None:
@@ -101,12 +114,11 @@ def open_notes(files: Files) -> list[Note]:
 
 
 def load(files: Files, ident: str) -> Note | None:
-    """An open note; None when it has been closed."""
-    data = files.read_or_none(f"{OPEN}/{ident}.json")
-    if data is None:
-        return None
-    said = json.loads(data)
-    return Note(**said | {"keepers": tuple(said["keepers"])})
+    """An open note; None when it has been closed. Raises CorruptError for a damaged one: a batch may be open."""
+    path = f"{OPEN}/{ident}.json"
+    data = files.read_or_none(path)
+    remedy = "put it back as it was, or give that batch up (its requests are paid again) by deleting it"
+    return None if data is None else parsed(Note, data, files, path, remedy)
 
 
 def adopted(note: Note, keeper: str) -> Note:

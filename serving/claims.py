@@ -10,12 +10,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from empathy.artifact import CorruptError
 from empathy.files import Files
+from serving.sound import parsed
 
 FOLDER, SNAPSHOTS = "ledger/claims", "ledger/snapshots"
+REMEDY = (
+    f"put it back as it was; or, while no run is going on and ledger/batches/open is empty, delete {FOLDER} and "
+    f"{SNAPSHOTS}: who asks what is then noted anew"
+)
 RECORDS_A_SNAPSHOT = 100
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file of the log."""
+
+    writer: str
+    keys: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The log before record `next`: unanswered keys by who held them."""
+
+    next: int
+    held: dict[str, tuple[str, ...]]
 
 
 class Claims:
@@ -38,18 +63,22 @@ class Claims:
         return sorted(writer for writer, keys in self._held.items() if keys)
 
     def load(self) -> None:
-        """Start from the newest snapshot, then read on."""
-        if snapshots := self._files.list(SNAPSHOTS):
-            newest = json.loads(self._files.read(snapshots[-1]))
-            self._next = newest["next"]
-            for writer, keys in newest["held"].items():
+        """Start from the newest snapshot, then read on. A damaged one is passed over: the log itself is whole."""
+        for path in reversed(self._files.list(SNAPSHOTS)):
+            try:
+                newest = parsed(Snapshot, self._files.read(path), self._files, path, "delete it")
+            except CorruptError:
+                continue
+            self._next = newest.next
+            for writer, keys in newest.held.items():
                 self._take(writer, keys)
+            break
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what was added to the log."""
+        """Read what was added to the log. Raises CorruptError for a damaged record: it may hold claims."""
         while (data := self._files.read_or_none(self._path())) is not None:
-            self._fold(json.loads(data))
+            self._fold(parsed(Record, data, self._files, self._path(), REMEDY))
 
     def append(self, record: dict[str, Any]) -> bool:
         """Write `record` under the next number. False when somebody else's came first (it has been read then)."""
@@ -58,7 +87,7 @@ class Claims:
         if not self._files.put_if_absent(self._path(), json.dumps({**record, "number": number}).encode()):
             self.refresh()
             return False
-        self._fold(record)
+        self._fold(Record(**record))
         return True
 
     @property
@@ -80,16 +109,16 @@ class Claims:
     def _path(self) -> str:
         return f"{FOLDER}/{self._next:010d}.json"
 
-    def _fold(self, record: dict[str, Any]) -> None:
+    def _fold(self, record: Record) -> None:
         self._next += 1
-        for writer in record.get("dead", ()):
+        for writer in record.dead:
             self._on_death(writer)
             for key in list(self.held(writer)):
                 self.settle(key)
-        for key in record.get("released", ()):
-            if self._owners.get(key) == record["writer"]:
+        for key in record.released:
+            if self._owners.get(key) == record.writer:
                 self.settle(key)
-        self._take(record["writer"], record.get("keys", ()))
+        self._take(record.writer, record.keys)
 
     def _take(self, writer: str, keys: Iterable[str]) -> None:
         for key in keys:

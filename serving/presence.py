@@ -14,11 +14,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from empathy.artifact import CorruptError
 from empathy.files import Files
 from serving.batch_notes import is_batch, is_open
+from serving.sound import parsed
 
 FOLDER = "ledger/writers"
 BEAT_S, STALE_S = 5.0, 60.0
@@ -46,13 +48,25 @@ def process_start(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Which process a writer is; a machine of None is not known."""
+
+    machine: str | None
+    pid: int
+    started: str | None
+
+
+UNKNOWN = Identity(None, 0, None)
+
+
 class Presence:
     """Our own beat, and what we know of the others'. `each_second` is called about once a second by the beating
     thread."""
 
     def __init__(self, files: Files, writer: str, each_second: Callable[[], None], stale_s: float = STALE_S):
         self._files, self.writer, self._each_second, self.stale_s = files, writer, each_second, stale_s
-        self._identities: dict[str, dict[str, Any]] = {}
+        self._identities: dict[str, Identity] = {}
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         self._looked: dict[str, float] = {}
         self._closed: set[str] = set()
@@ -70,9 +84,9 @@ class Presence:
     def announce(self) -> None:
         """Say who we are and start to beat; once."""
         if self._thread is None:
-            me = {"machine": self._machine, "pid": os.getpid(), "started": process_start(os.getpid())}
+            me = Identity(self._machine, os.getpid(), process_start(os.getpid()))
             self.beat()
-            self._files.put_if_absent(f"{FOLDER}/{self.writer}.json", json.dumps(me).encode())
+            self._files.put_if_absent(f"{FOLDER}/{self.writer}.json", json.dumps(asdict(me)).encode())
             self._thread = threading.Thread(target=self._beating, name="ledger-beat", daemon=True)
             self._thread.start()
 
@@ -110,15 +124,18 @@ class Presence:
             data = self._files.read_or_none(f"{FOLDER}/{writer}.json")
             if data is None:
                 return False
-            self._identities[writer] = json.loads(data)
+            self._identities[writer] = self._identity(writer, data)
         them = self._identities[writer]
-        if (
-            self._machine is not None
-            and them["machine"] == self._machine
-            and process_start(them["pid"]) != them["started"]
-        ):
+        if self._machine is not None and them.machine == self._machine and process_start(them.pid) != them.started:
             return False
         return self._beats_on(writer)
+
+    def _identity(self, writer: str, data: bytes) -> Identity:
+        """Who cannot be told any more lives as long as its beat goes on: it is a minute later that it is dead."""
+        try:
+            return parsed(Identity, data, self._files, f"{FOLDER}/{writer}.json", "delete it when no run is going on")
+        except CorruptError:
+            return UNKNOWN
 
     def _is_open(self, batch: str) -> bool:
         """Looked up every few seconds: a batch takes minutes at least."""

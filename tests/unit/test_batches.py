@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from empathy.artifact import CorruptError
 from empathy.files import Files, open_files
 from empathy.records import Turn
 from empathy.requests import Answer, Request
@@ -449,6 +450,22 @@ def test_a_batch_of_another_key_is_not_paid_again(
         ask(provider(server, str(key)), files)
     key.write_text("first")
     assert not ask(provider(server, str(key)), files, range(1))[0].refused
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{}", b'{"id": 1}'])
+def test_a_damaged_note_is_named_when_open_and_not_needed_when_closed(
+    damaged: bytes, fake: Callable[..., FakeBatches], files: Files
+) -> None:
+    _left_open(fake(), provider(fake()), files)
+    (note,) = batch_notes.open_notes(files)
+    path = f"{batch_notes.OPEN}/{note.id}.json"
+    files.write(path, damaged)
+    with pytest.raises(CorruptError, match=rf"{path} is damaged: put it back as it was, or give that batch up"):
+        batch_notes.open_notes(files)
+    batch_notes.close(files, note, "completed")
+    assert batch_notes.keepers(files, note.holder) == list(note.keepers)
+    files.write(f"{batch_notes.CLOSED}/{note.id}.json", damaged)
+    assert batch_notes.keepers(files, note.holder) is None, "every journal is read"
 
 
 def test_a_batch_at_another_place_is_not_paid_again(fake: Callable[..., FakeBatches], files: Files) -> None:

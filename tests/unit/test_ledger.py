@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from empathy.artifact import CorruptError
 from empathy.files import Files, open_files
 from empathy.records import Turn
 from empathy.requests import Answer, Request
@@ -144,6 +145,43 @@ def test_a_writer_of_another_machine_is_dead_when_its_beat_stands_still(
         assert ours.claim(KEYS[:1]) == set()  # it moved: the minute begins anew
         now = 141
         assert ours.claim(KEYS[:1]) == set(KEYS[:1])
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[1]", b'{"machine": "far"}'])
+def test_a_writer_whose_record_is_damaged_is_told_by_its_beat(
+    damaged: bytes, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(presence, "now_s", lambda: now)
+    Claims(files, "far", lambda writer: None).append({"keys": KEYS[:1]})
+    files.write(f"{presence.FOLDER}/far.json", damaged)
+    files.write(f"{presence.FOLDER}/far.beat", b"1")
+    with Ledger(files, stale_s=60) as ours:
+        assert ours.claim(KEYS[:1]) == set()
+        now = 59
+        assert ours.claim(KEYS[:1]) == set()
+        now = 61
+        assert ours.claim(KEYS[:1]) == set(KEYS[:1])
+
+
+def test_a_damaged_record_of_claims_is_named_with_what_to_do(files: Files) -> None:
+    Claims(files, "one", lambda writer: None).append({"keys": KEYS[:1]})
+    (path,) = files.list("ledger/claims")
+    files.write(path, b"{")
+    with pytest.raises(CorruptError, match=rf"{path} is damaged: put it back .* delete ledger/claims and"):
+        Ledger(files)
+
+
+def test_a_damaged_snapshot_of_the_claims_is_passed_over(files: Files) -> None:
+    claims = Claims(files, "one", lambda writer: None)
+    claims.append({"keys": KEYS[:2]})
+    claims.snapshot()
+    claims.append({"released": KEYS[:1]})
+    claims.snapshot()
+    files.write(max(files.list("ledger/snapshots")), b"{")
+    other = Claims(files, "other", lambda writer: None)
+    other.load()
+    assert [other.owner(k) for k in KEYS[:2]] == [None, "one"]
 
 
 def test_who_was_taken_for_dead_does_not_hold_its_claims_any_more(files: Files) -> None:

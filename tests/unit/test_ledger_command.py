@@ -11,6 +11,7 @@ import pytest
 
 from cluster.steps.asking import ask_all
 from empathy import replies
+from empathy.artifact import CorruptError
 from empathy.records import Dialogue, Reply, Turn
 from empathy.requests import Answer, Request
 from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
@@ -179,3 +180,25 @@ def test_what_sharing_saved(store: Store) -> None:
     assert (saved["third"].requests, saved["third"].tokens_out) == (10, sum(t for _, t in tokens))
     paid = {r["experiment"]: r["requests"] for r in spending(store.files).iter_rows(named=True)}
     assert paid == {"small": 6, "large": 4}
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"experiment": "small", "stages": "replies/x"}'])
+def test_a_damaged_note_of_uses_is_named_and_left_out(
+    damaged: bytes, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = teaching(store, range(1), "0" * 64)
+    for name in ("small", "third"):
+        uses.note(store.files, name, [stage])
+    (path,) = store.files.list(f"{uses.FOLDER}/small")
+    store.files.write(path, damaged)
+    write(store, "w", line(1, NOON))
+    assert cli.main(["ledger", "--store", store.url]) == 0
+    assert f"{path} is damaged: delete it; the experiment's next run writes it anew" in capsys.readouterr().out
+    told = list[CorruptError]()
+    assert uses.uses(store.files, told.append) == {"third": {f"replies/{stage.key}"}}
+    assert len(told) == 1
+    with pytest.raises(CorruptError, match="is damaged"):
+        uses.uses(store.files)
+    store.files.delete(path)
+    uses.note(store.files, "small", [stage])
+    assert uses.uses(store.files)["small"] == {f"replies/{stage.key}"}
