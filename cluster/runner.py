@@ -168,5 +168,5 @@ def _total() -> Needs:
     """What Ray has now."""
     import ray
 
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()
     return Needs(there.get("CPU", 0.0), there.get("GPU", 0.0))

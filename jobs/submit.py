@@ -144,7 +144,7 @@ def _follow(client: JobSubmissionClient, job: str) -> bool:
         print(log[shown:], end="", file=sys.stderr, flush=True)
         shown = len(log)
         if status.is_terminal():
-            succeeded = status == "SUCCEEDED"
+            succeeded = bool(status == "SUCCEEDED")
             print(f"{job}: {status.value}" + ("" if succeeded else f" ({client.get_job_info(job).message})"))
             return succeeded
         time.sleep(FOLLOW_S)

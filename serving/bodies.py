@@ -94,8 +94,9 @@ def _text(i: int, message: Json) -> str:
     """A message's content: a string, or OpenAI's list of text parts, joined by line ends as vLLM does."""
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    if not texts or len(texts) != len(parts or []) or not all(isinstance(text, str) for text in texts):
+    said = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    texts = [text for text in said if isinstance(text, str)]
+    if not texts or len(texts) != len(parts or []):
         raise Refused(400, f"messages.{i}.content: a string, or a list of {{type: text, text}}")
     return "\n".join(texts)
 

@@ -28,7 +28,7 @@ ENGINE_DIED = 70  # exit status of a replica whose engine process died: Serve st
 class StudentEngine:
     """The deployment's class. What a user can mend (a bad adapter, another template) is raised by `ready`."""
 
-    async def __init__(self, students: StudentSet, cpu_threads: int = 1) -> None:
+    async def __init__(self, students: StudentSet, cpu_threads: int = 1) -> None:  # type: ignore[misc]  # Serve awaits it
         started = time.monotonic()
         vllm_engine.set_environment(cpu_threads)
         self.students = students

@@ -64,7 +64,7 @@ def look(stage: Stage, store: Store) -> Corpus:
         part = None if whole else 0
         return Corpus(artifact.meta["sides"], tuple(artifact.read(Dialogue, part)), whole)
     source = parse({"type": spec.source, **spec.options, **stage.locator})
-    sides = {spec.only: spec.limit} if spec.only and spec.limit else None
+    sides: dict[str, int] | None = {spec.only: spec.limit} if spec.only and spec.limit else None
     first = list(islice(source.rows(), SAMPLE if sides else MOST_READ + 1))
     if not sides and len(first) <= MOST_READ:
         kept = tuple(Reader(spec, source, None).sampled())
