@@ -14,6 +14,7 @@ from empathy.lower import Cell, Lowered
 from empathy.specs import KINDS
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
+from empathy.words import counted
 from jobs import choose
 from jobs.estimate.calls import Amount, Bill, bills
 from jobs.estimate.compute import work
@@ -64,7 +65,7 @@ def text(
     view = View(stages, finished, store)
     lines = [
         f"{x.name}: {x.question}",
-        f"{_cells(x, lowered)}; {len(stages)} stages, {len(to_make)} to make; store {store.url}",
+        f"{_cells(x, lowered)}; {counted(len(stages), 'stage')}, {len(to_make):,} to make; store {store.url}",
         "",
         *_stages(stages, finished, to_make),
         "",
@@ -104,8 +105,8 @@ def _cells(x: Experiment, lowered: Lowered) -> str:
     product = 1
     for n, _ in factors:
         product *= n
-    said = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in factors)
-    return f"{len(cells)} trained students" + (f" ({said})" if product == len(cells) else "")
+    said = " x ".join(counted(n, name) for n, name in factors)
+    return counted(len(cells), "trained student") + (f" ({said})" if product == len(cells) else "")
 
 
 def _stages(stages: Sequence[Stage], finished: set[str], to_make: Sequence[Stage]) -> Iterator[str]:
@@ -119,7 +120,8 @@ def _stages(stages: Sequence[Stage], finished: set[str], to_make: Sequence[Stage
 def _shared(lowered: Lowered, stages: Sequence[Stage]) -> Iterator[str]:
     """What sharing saves, where the whole is planned and there is somebody to share with."""
     if stages[-1] == lowered.report and len(lowered.cells) > 1:
-        yield f"the arms share work: {len(stages)} stages instead of {alone(lowered)} if each were run alone"
+        shared, apart = counted(len(stages), "stage"), alone(lowered)
+        yield f"the arms share work: {shared} instead of {apart:,} if each were run alone"
         yield ""
 
 
@@ -193,10 +195,11 @@ def _remarks(bill: Bill) -> str:
         rates = f"${price.usd_per_million_in:g} in, ${price.usd_per_million_out:g} out a million tokens"
         share = f", times {bill.share:g} (batch API)" if bill.share != 1 else ""
         said = [f"{rates}{share}, as of {price.as_of}"]
-    said += [f"{bill.held:,} answers in the ledger already"] if bill.held else []
-    unlooked = f"{bill.unlooked} stages not looked up in the ledger (requests not known yet, or too many)"
+    said += [f"{counted(bill.held, 'answer')} in the ledger already"] if bill.held else []
+    unlooked = f"{counted(bill.unlooked, 'stage')} not looked up in the ledger (requests not known yet, or too many)"
     said += [unlooked] if bill.unlooked else []
-    said += [f"{bill.unknown} stages unknown until the dialogues are read (--until dialogues)"] if bill.unknown else []
+    unknown = f"{counted(bill.unknown, 'stage')} unknown until the dialogues are read (--until dialogues)"
+    said += [unknown] if bill.unknown else []
     return "; ".join(said)
 
 
@@ -224,7 +227,7 @@ def _machines(to_make: Sequence[Stage], view: View, profile: Profile) -> Iterato
     gpu = profile.gpu
     yield f"{'students':<12}{'stages':>8}{'tokens':>16}{'GPU-hours':>12}"
     for name, done in work(to_make, view, profile).items():
-        unknown = f"  {done.unknown} stages unknown" if done.unknown else ""
+        unknown = f"  {counted(done.unknown, 'stage')} unknown" if done.unknown else ""
         yield f"{name:<12}{done.stages:>8}{done.tokens:>16,.0f}{_hours(done.hours):>12}{unknown}"
     yield (
         f"  compute alone, without loading: {gpu.tflops:g} TFLOP/s x {gpu.mfu:g}, {gpu.gb_per_s:g} GB/s ([gpu] of the "
@@ -238,7 +241,7 @@ def _hours(hours: float) -> str:
 
 def _storage(to_make: Sequence[Stage], view: View) -> Iterator[str]:
     need = storage(to_make, view)
-    unknown = f"; {need.unknown} stages unknown" if need.unknown else ""
+    unknown = f"; {counted(need.unknown, 'stage')} unknown" if need.unknown else ""
     yield f"storage: {_size(need.weights_bytes)} of weights, {_size(need.rows_bytes)} of rows{unknown}"
 
 
@@ -259,16 +262,13 @@ def _sight(lowered: Lowered, view: View) -> Iterator[str]:
         yield "test prompts: unknown until the dialogues are read (--until dialogues)"
         return
     sight = Sight.of_groups([d.group for d in corpus.on("test")]) if corpus.whole else Sight(n)
-    groups = (
-        f"{sight.clusters} cluster{'s' * (sight.clusters != 1)}"
-        if sight.clusters is not None
-        else "clusters unknown: the best case"
-    )
+    groups = counted(sight.clusters, "cluster") if sight.clusters is not None else "clusters unknown: the best case"
+    prompts = f"{counted(n, 'test prompt')} ({groups})"
     if not sight.tells:
-        yield f"{n:,} test prompts ({groups}): how well a win rate is known cannot be told with so few; test on more"
+        yield f"{prompts}: how well a win rate is known cannot be told with so few; test on more"
         return
     yield (
-        f"{n:,} test prompts ({groups}): a win rate of 50% is known to +-{100 * sight.half_width():.1f} points, of 90% "
+        f"{prompts}: a win rate of 50% is known to +-{100 * sight.half_width():.1f} points, of 90% "
         f"to +-{100 * sight.half_width(0.9):.1f};"
     )
     yield (

@@ -20,6 +20,7 @@ from empathy.lower import Lowered
 from empathy.records import Estimate
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
+from empathy.words import counted
 from jobs import choose
 from serving import uses
 
@@ -83,7 +84,7 @@ def _make(
     except KeyboardInterrupt as told:
         print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED
-    print(f"made {_stages(outcome.made)} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
+    print(f"made {counted(outcome.made, 'stage')} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
     if outcome.failures:
         print(failed_table(outcome.failures, outcome.open, command), file=sys.stderr)
     return 1 if outcome.failures else 0
@@ -102,11 +103,7 @@ def failed_table(failures: Sequence[Failure], left: int, command: str) -> str:
 
 def not_made(left: int) -> str:
     """ "1 stage is not made", "2 stages are not made"."""
-    return f"{_stages(left)} {'is' if left == 1 else 'are'} not made"
-
-
-def _stages(n: int) -> str:
-    return f"{n} stage" + ("" if n == 1 else "s")
+    return f"{counted(left, 'stage')} {'is' if left == 1 else 'are'} not made"
 
 
 def again(

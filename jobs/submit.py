@@ -20,6 +20,7 @@ from cluster import profile as profiles
 from empathy import experiment
 from empathy.stages import missing
 from empathy.version import RECORD, commit
+from empathy.words import counted
 from jobs import choose, shipping
 
 if TYPE_CHECKING:  # Ray is slow to load
@@ -115,7 +116,7 @@ def submit(
     targets = choose.targets(choose.lowered(experiment.load(file), only), until)
     store = profile.open_store()
     store.files.probe()
-    print(f"{len(missing(targets, store.done))} stages to make in {store.url}", file=sys.stderr)
+    print(f"{counted(len(missing(targets, store.done)), 'stage')} to make in {store.url}", file=sys.stderr)
     client = _client(address)
     with tempfile.TemporaryDirectory() as folder:
         _pack(Path(folder), [Path(file)] + ([Path(on)] if on and Path(on).is_file() else []))

@@ -108,10 +108,10 @@ class _Lowering:
     def _cell(self, wanted: Wanted, taught: _Taught) -> Cell:
         digits = max(3, len(str(len(self.wanted) - 1)))  # slots are sorted as texts
         slot = f"a{len(self.cells):0{digits}d}"
-        label = f"{wanted.student} {wanted.regime} {wanted.lesson.name} seed={wanted.seed}"
-        tuned = self.students.tuned(self.bases[wanted.student], wanted.lesson, wanted.regime, wanted.seed, label)
-        replies = self.students.answers(tuned, f"{label} answers")
-        cell = Cell(slot, wanted.student, wanted.regime, wanted.seed, wanted.lesson, tuned, replies)
+        student = wanted.student
+        tuned = self.students.tuned(self.bases[student], student, wanted.lesson, wanted.regime, wanted.seed)
+        replies = self.students.answers(tuned, f"{tuned.label} answers")
+        cell = Cell(slot, student, wanted.regime, wanted.seed, wanted.lesson, tuned, replies)
         self.cells.append(cell)
         self.names[slot] = cell.name
         self.inputs |= {f"{slot}:checkpoint": tuned, f"{slot}:replies": replies}

@@ -78,15 +78,18 @@ class Students:
 
     # ---- training
 
-    def tuned(self, base: Stage, lesson: Lesson, regime: Regime, seed: int, label: str) -> Stage:
+    def tuned(self, base: Stage, student: str, lesson: Lesson, regime: Regime, seed: int) -> Stage:
         """A cell's checkpoint. DPO after SFT starts from the SFT checkpoint and refers to it, never to the base."""
         train = self.x.train
 
-        def checkpoint(objective: Objective, inputs: dict[str, Stage], step: str) -> Stage:
+        def called(regime: Regime) -> str:
+            return f"{student} {regime} {lesson.name} seed={seed}"
+
+        def checkpoint(objective: Objective, inputs: dict[str, Stage], regime: Regime) -> Stage:
             spec = CheckpointSpec(
                 objective=objective, max_length_tokens=train.max_length_tokens, precision=train.precision, seed=seed
             )
-            return Stage(spec, {"base": base} | inputs, label=f"{step} {label}")
+            return Stage(spec, {"base": base} | inputs, label=called(regime))
 
         sft = None
         if regime != "dpo":
@@ -96,7 +99,7 @@ class Students:
             assert sft is not None
             return sft
         pairs = self.lessons.examples(lesson, "dpo")
-        reference = self.logprobs(sft or base, pairs, f"reference of {label}")
+        reference = self.logprobs(sft or base, pairs, f"reference of {called(regime)}")
         inputs = {"examples": pairs, "reference": reference} | ({"policy": sft} if sft else {})
         return checkpoint(_dpo(train), inputs, regime)
 

@@ -193,7 +193,7 @@ def test_work_and_storage_of_the_tiny_student_by_hand(tmp_path: Path, store: Sto
     assert shape.adapter(8) == 2 * 8 * (5 * 128 + 2 * 96)
     dialogues = dialogues_of(lowered)
     train = [d for d in dialogues if d.split == "train"]
-    sft = next(s for s in to_make if s.label.startswith("sft tiny sft"))
+    sft = next(s for s in to_make if s.label.startswith("tiny sft "))
     # Method direct on unrated teacher replies, taken as Good: SFT where the human is Good, two examples each.
     pairs = sum(d.ratings["human"] == 3 for d in train)
     chars = sum(len(f"Speaker: {d.turns[0].content}") for d in dialogues) / len(dialogues)
@@ -325,7 +325,7 @@ def test_plan_of_a_part_counts_that_part(tmp_path: Path, capsys: pytest.CaptureF
     file, store = str(tiny_file(tmp_path)), str(tmp_path / "store")
     assert cli.main(["plan", file, "--store", store, "--only", "regime=sft method", "--until", "checkpoint"]) == 0
     said = capsys.readouterr().out
-    assert "1 trained students" in said
+    assert "1 trained student (" in said
     assert "checkpoint         2" in said, "the raised base and one student"
     assert "verdicts" not in said.split("students")[1]
 
