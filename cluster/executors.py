@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cluster.estimate import Sort
 from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.quota import RunQuota
 from cluster.schedule import Place
 from cluster.steps import here
 from cluster.work import Needs, Work
-from empathy.specs import RepliesSpec, Student, Teacher, VerdictsSpec
+from empathy.specs import CheckpointSpec, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from serving.providers import Provider
@@ -50,6 +51,10 @@ class Lane:
     on_ray: Callable[[Context], bool] = lambda context: True
     a_thread_a_model: bool = False
 
+    def thread_of(self, place: Place) -> str:
+        """What people call the thread that makes the stages of a place."""
+        return f"{self.name} {place.model}" if self.a_thread_a_model else self.name
+
 
 # ---------------------------------------------------------------- in this process
 
@@ -62,7 +67,6 @@ def _here(places: Sequence[Place], work: Work, context: Context) -> None:
             here.make(stage, context.store, context.profile, context.progress.units)
 
     while batch := work.next(places, at_most=1):
-        context.progress.working(batch, "in this process")
         work.make(batch, make)
 
 
@@ -140,4 +144,21 @@ def place_of(stage: Stage, lanes: Sequence[Lane] = LANES) -> Place:
     raise AssertionError(f"{stage!r}: no lane makes this kind")
 
 
-__all__ = ["LANES", "Context", "Lane", "Needs", "Place", "Work", "place_of"]
+def sort_of(stage: Stage, lanes: Sequence[Lane] = LANES) -> Sort:
+    """What a stage is to an estimate of time."""
+    place = place_of(stage, lanes)
+    (lane,) = (lane for lane in lanes if lane.name == place.lane)
+    return Sort(lane.thread_of(place), _work_of(stage), place.model)
+
+
+def _work_of(stage: Stage) -> str:
+    """Stages of one kind that take as long as each other: an SFT, a DPO and the raising of a base do not."""
+    if isinstance(stage.spec, RepliesSpec):
+        return f"replies of a {stage.spec.responder.type}"
+    if isinstance(stage.spec, CheckpointSpec):
+        objective = stage.spec.objective.type if stage.spec.objective else "found"
+        return f"checkpoint {'raised' if stage.spec.objective and stage.spec.base else objective}"
+    return stage.kind
+
+
+__all__ = ["LANES", "Context", "Lane", "Needs", "Place", "Work", "place_of", "sort_of"]

@@ -1,7 +1,10 @@
-"""What a run says while it works: plain lines, or one live view of the whole grid on a terminal.
+"""What a run says while it works: plain lines, or on a terminal one live view of the whole grid (`cluster.live`).
 
-Figures come from this run alone. What is to come is what was, a stage: kinds of which none has ended yet are left out,
-and then the estimate says "at least". A price that is not known makes no dollars: "?" stands there.
+    [1:05] 33/144 checkpoint tiny sft method=direct: 6 of 31 steps, 0:21 to go
+    [1:30] in all: 34 of 144 stages made, 2 at work, 108 to come; 600 calls (12.3/s), $0.12 spent; about 6:00 to go
+
+Figures come from this run alone: calls and dollars from its quota, times from what was done of late
+(`cluster.estimate`). What cannot be told is called unknown.
 """
 
 from __future__ import annotations
@@ -9,21 +12,35 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cluster.estimate import Estimate, Sort
 from cluster.schedule import Schedule, State
+from cluster.tally import Tally
 from empathy.stages import Stage
+from empathy.words import counted
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from cluster.quota import Seen
+    from serving.quota import Route
 
-SHOWN_STAGES = 8
-RATE_S = 30.0
-"""Calls a second are those of the last so many seconds."""
+STAGE_EVERY_S = 10.0
+"""A lane says at most so often how far it is."""
+WHOLE_EVERY_S = 30.0
+"""And so often it is said how far the whole run is, also when nothing else happens."""
+SAME_LOSS_S = 60.0
+"""One loss is often met by many: it is said once."""
+UNITS = {
+    "checkpoint": "steps",
+    "logprobs": "examples",
+    "replies": "dialogues",
+    "verdicts": "dialogues",
+    "examples": "dialogues",
+}
+COUNTS = {"from_ledger": "from the ledger", "tokens_in": "tokens in", "tokens_out": "tokens out"}
 
 
 def clock(seconds: float) -> str:
@@ -33,48 +50,60 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
+def named(stage: Stage) -> str:
+    """What lines call a stage."""
+    return stage.kind if stage.label in ("", stage.kind) else f"{stage.kind} {stage.label}"
+
+
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@dataclass
-class Asked:
-    """What requests came to."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of a run. `counts`: stages by kind and state; `working`: a line a stage that is at work."""
 
-    calls: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
+    counts: Mapping[tuple[str, State], int]
+    working: Sequence[str]
+    money: str
+    time: str
+
+
+@dataclass
+class _Units:
+    """`start` of `of` were done when the stage was first heard of; `told`: what its workers have beside them."""
+
+    start: int
+    done: int
+    of: int
+    told: int = 0
 
 
 @dataclass
 class Progress:
-    """Lines on `out`: one when a stage ends, and at most one every `every_s` seconds in between. Any thread may tell.
-
-    `on_units` hears of every (stage, done, of), also of what is not said. `schedule` is set by the runner.
-    """
+    """Lines on `out`. Any thread may tell. `on_units` hears of every (stage, done, of), also of what is not said;
+    `schedule` is set by the runner; `quiet` leaves out lines on what is at work (the live view has it)."""
 
     out: Callable[[str], None] = _to_stderr
     now_s: Callable[[], float] = time.monotonic
-    every_s: float = 5.0
     on_units: Callable[[Stage, int, int], None] | None = None
     schedule: Schedule | None = None
+    quiet: bool = False
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _started_s: float = field(init=False)
     _waiting: dict[str, Stage] = field(default_factory=dict)
     _total: int = 0
     _failed: int = 0
-    _left: Counter[str] = field(default_factory=Counter)
-    _ended: Counter[str] = field(default_factory=Counter)
-    _taken_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _last_end_s: dict[str, float] = field(default_factory=dict)
-    _units: dict[str, tuple[float, int, int]] = field(default_factory=dict)
-    _said_s: float = -1e9
-    _asked: Asked = field(default_factory=Asked)
-    _usd: float | None = 0.0
-    _asking: set[str] = field(default_factory=set)
-    _asked_stages: float = 0.0
-    """How many stages' worth of dialogues this run has asked about."""
-    _calls: list[tuple[float, int]] = field(default_factory=list)
+    _sorts: dict[str, Sort] = field(default_factory=dict)
+    _estimate: Estimate = field(default_factory=Estimate)
+    _units: dict[str, _Units] = field(default_factory=dict)
+    _held: set[str] = field(default_factory=set)
+    _held_said: bool = False
+    _said_s: dict[str, float] = field(default_factory=dict)
+    _losses_s: dict[str, float] = field(default_factory=dict)
+    _left_why: set[str] = field(default_factory=set)
+    _tally: Tally = field(default_factory=Tally)
+    _restarts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._started_s = self.now_s()
@@ -85,140 +114,211 @@ class Progress:
         """One line with the time since the start."""
         self.out(f"[{clock(self.now_s() - self._started_s)}] {text}")
 
-    def begin(self, stages: Sequence[Stage], asking: Collection[str] = ()) -> None:
-        """These stages are to be made; `asking` are the keys of those that send requests."""
+    def begin(
+        self,
+        stages: Sequence[Stage],
+        sort_of: Callable[[Stage], Sort] = lambda stage: Sort(stage.kind, stage.kind),
+        asking: Mapping[str, Route | None] | None = None,
+    ) -> None:
+        """These stages are to be made. `asking`: see `Tally`."""
         with self._lock:
-            self._asking = set(asking)
             self._waiting = {s.key: s for s in stages}
-            self._total, self._left = len(stages), Counter(s.kind for s in stages)
-            self._last_end_s = dict.fromkeys({s.kind for s in stages}, self.now_s())
+            self._sorts = {s.key: sort_of(s) for s in stages}
+            self._total, self._estimate, self._tally = len(stages), Estimate(self._sorts), Tally(asking)
+            self._said_s["in all"] = self.now_s()
+            if stages:
+                kinds = ", ".join(f"{kind} {n:,}" for kind, n in Counter(s.kind for s in stages).items())
+                self.say(f"{counted(len(stages), 'stage')} to make: {kinds}")
 
     def working(self, stages: Sequence[Stage], what: str) -> None:
         """A batch begins."""
+        more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+        self.say(f"{what}: {named(stages[0])}{more}")
+
+    def taken(self, stage: Stage) -> None:
+        """It is made now, or next."""
         with self._lock:
-            for stage in stages:
-                self._last_end_s[stage.kind] = max(self._last_end_s.get(stage.kind, 0.0), self.now_s())
-            more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
-            if what != "in this process":
-                self.say(f"{self._count} {what}: {stages[0].label or stages[0].kind}{more}")
+            self._held.discard(stage.key)
+            self._estimate.taken(stage.key, self.now_s())
 
     def units(self, stage: Stage, done: int, of: int) -> None:
-        """`done` of `of` rows, steps, examples or parts of a stage are there."""
+        """`done` of `of` rows, steps or examples of a stage are there. The first word of it is where it begins."""
         if self.on_units:
             self.on_units(stage, done, of)
         with self._lock:
-            now = self.now_s()
-            began = self._units.setdefault(stage.key, (now, 0, 0))[0]
-            self._units[stage.key] = (began, done, of)
-            if done < of and now - self._said_s >= self.every_s and stage.key in self._waiting:
-                self._said_s = now
-                left = f", {clock((now - began) / done * (of - done))} to go" if 0 < done < of and now > began else ""
-                self.say(f"{self._count} {stage.kind:<10} {stage.label}: {done:,} of {of:,}{left}")
+            if stage.key not in self._waiting:
+                return
+            units = self._units.get(stage.key)
+            if units is None:
+                units = self._units[stage.key] = _Units(done, done, of)
+                if 0 < done < of:
+                    self._say_of(stage, f"goes on at {self._far(stage)}, which were saved before")
+            done = max(done, min(of, units.start + units.told)) if units.told else done
+            if done < units.done:
+                begins = f"goes on at {done:,}" if done else "begins anew"
+                self._say_of(stage, f"{begins}; it was at {self._far(stage)}")
+            units.done, units.of = done, of
+            self._moved(stage)
 
-    def asked(self, more: Asked, share: float, usd: float | None) -> None:
-        """Requests came to this `more`, for `share` of a stage. `usd`: what the run has spent so far, None: unknown."""
+    def _moved(self, stage: Stage) -> None:
+        units, now, thread = self._units[stage.key], self.now_s(), self._sorts[stage.key].thread
+        self._estimate.at(stage.key, units.done / units.of if units.of else 0.0, now)
+        due = now - self._said_s.get(thread, -STAGE_EVERY_S) >= STAGE_EVERY_S
+        if due and units.done < units.of and not self.quiet:
+            self._said_s[thread] = now
+            self._say_of(stage, self._far(stage) + self._stage_to_go(stage.key), ":")
+        self._say_whole()
+
+    def asked(self, calls: int) -> None:
+        """So many requests were answered that the quota does not see: those of batches."""
         with self._lock:
-            now = self._asked
-            self._asked = Asked(
-                now.calls + more.calls, now.tokens_in + more.tokens_in, now.tokens_out + more.tokens_out
-            )
-            self._usd = usd
-            self._asked_stages += share
-            self._calls.append((self.now_s(), more.calls))
+            self._tally.batched(calls)
+
+    def seen(self, seen: Seen) -> None:
+        """What the run's quota knows now."""
+        with self._lock:
+            self._tally.seen(seen, self.now_s())
+            for name, number in seen.restarts.items():
+                if more := number - self._restarts.get(name, 0):
+                    self._restarts[name] = number
+                    self._restarted(name, more)
+            for key, rows in seen.rows.items():
+                units = self._units.get(key)
+                if units is None or key not in self._waiting or rows <= units.told:
+                    continue
+                units.told = rows
+                units.done = max(units.done, min(units.of, units.start + rows))
+                self._moved(self._waiting[key])
+            self._say_whole()
+
+    def _restarted(self, name: str, number: int) -> None:
+        workers = "a worker's process is" if number == 1 else f"{number} workers' processes are"
+        self.lost(
+            f"asking {name}",
+            f"{workers} gone (killed, crashed, or the machine was lost) and started again; what had been answered is "
+            "kept, only calls that were under way are sent once more",
+        )
+
+    def lost(self, thread: str, text: str) -> None:
+        """Somebody who works there died. Said once, however many tell it."""
+        with self._lock:
+            now, line = self.now_s(), f"warning: {thread}: {text}"
+            self._estimate.rests(thread)
+            if now - self._losses_s.get(line, -SAME_LOSS_S) >= SAME_LOSS_S:
+                self._losses_s[line] = now
+                self.say(line)
+
+    def stopped(self, stage: Stage) -> None:
+        """It is not made after all, and will be tried again."""
+        with self._lock:
+            self._units.pop(stage.key, None)
+            self._estimate.stopped(stage.key)
+
+    def held(self, stage: Stage) -> None:
+        """Another run is making it."""
+        with self._lock:
+            self.stopped(stage)
+            if not self._held_said:  # there may be hundreds
+                self._held_said = True
+                self._say_of(stage, "is being made by another run: such stages are left to it, and waited for", ":")
+            self._held.add(stage.key)
 
     def finished(self, stage: Stage, counts: Mapping[str, int]) -> None:
         """A stage is in the store. Said once, however often it is told."""
         with self._lock:
             if self._waiting.pop(stage.key, None) is None:
                 return
-            now = self.now_s()
             self._units.pop(stage.key, None)
-            self._asking.discard(stage.key)
-            self._left[stage.kind] -= 1
-            self._ended[stage.kind] += 1
-            self._taken_s[stage.kind] += now - self._last_end_s[stage.kind]
-            self._last_end_s[stage.kind] = now
-            said = ", ".join(f"{n} {v:,}" for n, v in counts.items())
-            self.say(f"{self._count} {stage.kind:<10} {stage.label} done" + (f" ({said})" if said else "") + self._yet)
+            took_s = self._estimate.ended(stage.key, self.now_s())
+            by = " by another run" if stage.key in self._held else ""
+            took = f" in {clock(took_s)}" if took_s is not None and took_s >= 1 else ""
+            said = ", ".join(f"{n:,} {COUNTS.get(name, name.replace('_', ' '))}" for name, n in _told(counts).items())
+            self._say_of(stage, f"made{by}{took}" + (f" ({said})" if said else ""), ":")
+            self._say_whole()
 
-    def failed(self, stage: Stage, why: str) -> None:
-        """A stage cannot be made. The table at the end says it again, with what waits behind it."""
+    def failed(self, stage: Stage, why: str, behind: Sequence[Stage] = ()) -> None:
+        """A stage cannot be made, nor what stands on it. The table at the end says it again."""
         with self._lock:
             self._failed += 1
+            self._give_up([stage, *behind])
+            waits = f" ({counted(len(behind), 'stage')} that stand{'s' * (len(behind) == 1)} on it will not be made)"
+            self._say_of(stage, f"FAILED: {why}" + (waits if behind else ""), ":")
+
+    def left(self, stage: Stage, why: str, behind: Sequence[Stage] = ()) -> None:
+        """A stage is left to the next run; nothing is wrong with it. One line a reason: many are left at once."""
+        with self._lock:
+            self._give_up([stage, *behind])
+            if why not in self._left_why:
+                self._left_why.add(why)
+                self.say(f"{why}; what would need more calls is left to the next run")
+
+    def _give_up(self, stages: Sequence[Stage]) -> None:
+        for stage in stages:
             self._units.pop(stage.key, None)
-            self.say(f"{self._count} {stage.kind:<10} {stage.label} FAILED: {why}")
+            self._estimate.given_up(stage.key)
 
-    # ---- what is left
+    # ---- lines
 
-    @property
-    def _count(self) -> str:
+    def _say_of(self, stage: Stage, text: str, after: str = "") -> None:
+        name = f"{stage.kind:<10} {stage.label}" if named(stage) != stage.kind else stage.kind
         failed = f" ({self._failed} failed)" if self._failed else ""
-        return f"{self._total - len(self._waiting)}/{self._total}{failed}"
+        self.say(f"{self._total - len(self._waiting)}/{self._total}{failed} {name}{after} {text}")
 
-    @property
-    def _yet(self) -> str:
-        """As if kinds were made one after another; side by side it is sooner."""
-        left = {kind: n for kind, n in self._left.items() if n}
-        known = {kind: self._taken_s[kind] / n for kind, n in self._ended.items()}
-        seconds = sum(n * known[kind] for kind, n in left.items() if kind in known)
-        if not left or seconds < 1:
+    def _far(self, stage: Stage) -> str:
+        units = self._units[stage.key]
+        return f"{units.done:,} of {units.of:,} {UNITS.get(stage.kind, 'parts')}"
+
+    def _stage_to_go(self, key: str) -> str:
+        if not self._estimate.share(key):
             return ""
-        return f"; {'at least' if left.keys() - known.keys() else 'about'} {clock(seconds)} yet"
+        seconds = self._estimate.of_stage(key, self.now_s())
+        return ", time to go unknown" if seconds is None else f", {clock(seconds)} to go"
 
-    def _calls_per_s(self) -> float:
+    def _say_whole(self) -> None:
         now = self.now_s()
-        self._calls = [(at, n) for at, n in self._calls if now - at <= RATE_S]
-        return sum(n for _, n in self._calls) / min(RATE_S, max(1.0, now - self._started_s))
+        if self.quiet or not self._waiting or now - self._said_s.get("in all", now) < WHOLE_EVERY_S:
+            return
+        self._said_s["in all"] = now
+        said = self._stages(), self._tally.said(self._estimate), self._to_go()
+        self.say(f"in all: {'; '.join(filter(None, said))}")
 
-    def _money(self) -> str:
-        """Spent, and to come: as much a stage as so far, for every stage that asks and is not made."""
-        if self._usd is None:
-            return "dollars ? (a price is unknown)"
-        left = len(self._asking) - sum(
-            self._units[k][1] / max(1, self._units[k][2]) for k in self._asking & self._units.keys()
+    def _stages(self) -> str:
+        made = f"{self._total - len(self._waiting):,} of {counted(self._total, 'stage')} made"
+        if self.schedule is None:
+            return made
+        states = (
+            ((State.RUNNING,), "at work"),
+            ((State.HELD,), "made by others"),
+            ((State.READY, State.WAITING), "to come"),
+            ((State.FAILED,), "failed"),
+            ((State.LEFT,), "left"),
+            ((State.BEHIND,), "behind those"),
         )
-        coming = f", about ${self._usd / self._asked_stages * left:,.2f} to come" if self._asked_stages else ""
-        return f"${self._usd:,.2f} spent{coming}"
+        counts = [(self.schedule.count(which), name) for which, name in states]
+        return ", ".join([made, *(f"{n:,} {name}" for n, name in counts if n)])
+
+    def _to_go(self) -> str:
+        if not self._waiting:
+            return "all made"
+        left = self._estimate.left(self.now_s())
+        if left is None:
+            return "time to go unknown"
+        return f"{'at least' if left.at_least else 'about'} {clock(left.seconds)} to go"
 
     # ---- the live view
 
-    def view(self) -> Group:
-        """The whole grid, for `rich`."""
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
+    def snapshot(self) -> Snapshot:
+        counts = self.schedule.by_kind() if self.schedule else {}
         with self._lock:
-            now, asked = self.now_s(), self._asked
-            states = (State.DONE, State.RUNNING, State.READY, State.WAITING, State.HELD, State.FAILED, State.BEHIND)
-            table = Table("stages", *(state.value for state in states), box=None, pad_edge=False)
-            counts = self.schedule.by_kind() if self.schedule else {}
-            for kind in dict.fromkeys(kind for kind, _ in counts):
-                table.add_row(kind, *(str(counts.get((kind, state), 0) or "-") for state in states))
             working = [
-                Text(f"  {self._waiting[key].kind:<10} {self._waiting[key].label}: {done:,} of {of:,}")
-                for key, (_, done, of) in self._units.items()
+                f"{named(self._waiting[key])}: {self._far(self._waiting[key])}{self._stage_to_go(key)}"
+                for key in reversed(self._units)
                 if key in self._waiting
             ]
-            figures = (
-                f"{asked.calls:,} calls, {self._calls_per_s():,.1f}/s; tokens {asked.tokens_in:,} in, "
-                f"{asked.tokens_out:,} out; {self._money()}; {clock(now - self._started_s)} gone{self._yet}"
-            )
-            return Group(table, *working[:SHOWN_STAGES], Text(figures))
+            gone = clock(self.now_s() - self._started_s)
+            return Snapshot(counts, working, self._tally.said(self._estimate), f"{gone} gone, {self._to_go()}")
 
-    @contextmanager
-    def live(self) -> Iterator[None]:
-        """On a terminal: the view below the lines, drawn anew twice a second. Elsewhere: lines alone."""
-        if not sys.stderr.isatty():
-            yield
-            return
-        from rich.console import Console
-        from rich.live import Live
 
-        console, plain = Console(stderr=True), self.out
-        with Live(get_renderable=self.view, console=console, refresh_per_second=2, transient=True):
-            self.out = lambda line: console.print(line, markup=False, highlight=False)
-            try:
-                yield
-            finally:
-                self.out = plain
+def _told(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts worth a line: no zeros, and not what `empathy ledger` tells."""
+    return {name: n for name, n in counts.items() if n and not name.startswith("shared")}

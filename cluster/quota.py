@@ -1,5 +1,7 @@
 """The run's quota: one authority for all its workers, in this process or as an actor on Ray.
 
+It is what all workers talk to, so it also hears how far each is, and `look` tells the driver.
+
 `run_quota` is called once a run (jobs/run), travels in `Context.quota`, and gives workers their end of it
 (`RunQuota.ask`). Two runs at once do not know of each other: each paces itself by its own 429s, and a limit that the
 profile tells has to be divided by hand. Their replies are shared all the same, through the ledger.
@@ -11,17 +13,88 @@ import math
 import threading
 import time
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from cluster.profile import EMBEDDED, Profile
 from cluster.providers import models
 from empathy.stages import Stage
 from serving.budget import BudgetSpent, Spending, unpriced
 from serving.prices import Prices
-from serving.quota import Authority, Grant, Here, Limit, Quota, Report, Route
+from serving.quota import Asked, Authority, Grant, Here, Limit, Quota, Report, Route
+
+LOOK_S = 10.0
+"""A look that takes longer is given up: what is known stays."""
+Part = tuple[str, int]
+"""(stage's key, number of the part)."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a run's asking. `asked` by route; `rows`: dialogues that workers have a record of, by stage's
+    key; `restarts`: workers that were started again, by the name of their pool."""
+
+    spending: Spending
+    spent: str | None = None
+    asked: Mapping[Route, Asked] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+class WorkersEnd(Quota, Protocol):
+    """What a worker has of the run's quota. `tell` and `began` return at once."""
+
+    def tell(self, rows: Mapping[Part, int]) -> None:
+        """So many rows of these parts have their record."""
+
+    def began(self, name: str, pool: str, size: int) -> None:
+        """A worker of `pool`, which is called `name` and has `size` workers, has started."""
+
+
+class _Heard:
+    """How far workers are. A part that is made anew after a loss is not counted twice."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[int, int]] = defaultdict(dict)
+        self._began: Counter[tuple[str, str, int]] = Counter()
+
+    def tell(self, rows: Mapping[Part, int]) -> None:
+        for (key, part), number in rows.items():
+            self._rows[key][part] = max(number, self._rows[key].get(part, 0))
+
+    def began(self, name: str, pool: str, size: int) -> None:
+        self._began[name, pool, size] += 1
+
+    def seen(self, authority: Authority) -> Seen:
+        restarts: Counter[str] = Counter()
+        for (name, _, size), number in self._began.items():
+            restarts[name] += max(0, number - size)
+        rows = {key: sum(parts.values()) for key, parts in self._rows.items()}
+        asked = {route: replace(asked) for route, asked in authority.asked.items()}
+        return Seen(authority.budget.spending, authority.budget.spent, asked, rows, restarts)
+
+
+class _HereHeard(Here):
+    """The authority in this process, which hears how far its workers are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._heard = _Heard()
+
+    def tell(self, rows: Mapping[Part, int]) -> None:
+        with self._lock:
+            self._heard.tell(rows)
+
+    def began(self, name: str, pool: str, size: int) -> None:
+        with self._lock:
+            self._heard.began(name, pool, size)
+
+    def seen(self) -> Seen:
+        with self._lock:
+            return self._heard.seen(self.authority)
 
 
 @dataclass(frozen=True)
@@ -41,18 +114,25 @@ class OnRay:
             raise OSError(f"the run's quota is gone ({error}): what was answered is kept; start again") from error
         return grants
 
+    def tell(self, rows: Mapping[Part, int]) -> None:
+        self.actor.tell.remote(dict(rows))
 
-class _Actor:
+    def began(self, name: str, pool: str, size: int) -> None:
+        self.actor.began.remote(name, pool, size)
+
+
+class _Actor(_Heard):
     """The authority and a clock, in a process of its own."""
 
     def __init__(self, limits: Mapping[Route, Limit], max_usd: float | None):
+        super().__init__()
         self._authority = Authority(limits, max_usd)
 
     def exchange(self, worker: str, reports: Sequence[Report]) -> list[Grant]:
         return self._authority.exchange(worker, reports, time.monotonic())
 
-    def spending(self) -> tuple[Spending, str | None]:
-        return self._authority.budget.spending, self._authority.budget.spent
+    def look(self) -> Seen:
+        return self.seen(self._authority)
 
 
 class RunQuota:
@@ -62,34 +142,42 @@ class RunQuota:
     def __init__(self, workers: int, limits: Mapping[Route, Limit], prices: Prices, max_usd: float | None = None):
         self._workers, self._limits, self._prices, self._max_usd = workers, limits, prices, max_usd
         self._lock = threading.Lock()
-        self.spent: str | None = None
-        self.spending = Spending(max_usd, 0.0, 0.0, 0)  # as of the last `look`
-        self._here: Here | None = Here(Authority(limits, max_usd), prices) if not workers else None
+        self.seen = Seen(Spending(max_usd, 0.0, 0.0, 0))
+        """As of the last `look`."""
+        self._here = _HereHeard(Authority(limits, max_usd), prices) if not workers else None
         self._on_ray: OnRay | None = None
 
-    def ask(self) -> Quota:
+    @property
+    def spending(self) -> Spending:
+        """Dollars of this run as of the last `look`."""
+        return self.seen.spending
+
+    def is_free(self, provider: str, model: str) -> bool:
+        """Whether nobody sends a bill for its answers."""
+        price = self._prices.of(provider, model)
+        return price is not None and not price.usd(1, 1)
+
+    def ask(self) -> WorkersEnd:
         """For one worker, or many. Raises BudgetSpent when the cap is reached: then nothing needs to be started."""
-        self.look()
-        if self.spent is not None:
-            raise BudgetSpent(self.spent)
+        if (spent := self.look().spent) is not None:
+            raise BudgetSpent(spent)
         if self._here is not None:
             return self._here
         with self._lock:
             self._on_ray = self._on_ray or OnRay(self._start(), self._prices, self._max_usd is not None)
             return self._on_ray
 
-    def look(self) -> Spending:
-        """Dollars of this run so far. They stay in `spending` when Ray has ended."""
+    def look(self) -> Seen:
+        """How far this run's asking is. What was seen last stays when Ray has ended."""
         if self._here is not None:
-            budget = self._here.authority.budget
-            self.spending, self.spent = budget.spending, budget.spent
+            self.seen = self._here.seen()
         elif self._on_ray is not None:
             import ray
-            from ray.exceptions import RayActorError
+            from ray.exceptions import GetTimeoutError, RayActorError
 
-            with suppress(RayActorError):  # it is gone, and whoever needs it is told by OnRay.exchange
-                self.spending, self.spent = ray.get(self._on_ray.actor.spending.remote())
-        return self.spending
+            with suppress(RayActorError, GetTimeoutError):  # who needs the actor is told by `OnRay.exchange`
+                self.seen = ray.get(self._on_ray.actor.look.remote(), timeout=LOOK_S)
+        return self.seen
 
     def _start(self) -> Any:
         """On the node of the driver: if that is lost, so is the run."""

@@ -14,20 +14,25 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.executors import LANES, Context, Lane, place_of
+from cluster.executors import LANES, Context, Lane, place_of, sort_of
+from cluster.live import live
+from cluster.providers import asked
 from cluster.schedule import OPEN, Failure, Place, Schedule
-from cluster.session import ray_session
+from cluster.session import ray_session, starting
 from cluster.work import Needs, Work
 from empathy import doors
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 
+if TYPE_CHECKING:
+    from serving.quota import Route
+
 __all__ = ["Context", "Failure", "Outcome", "run", "to_make"]
 
 POLL_S = 2.0
-"""How often stages that other runs are making are looked at."""
+"""How often stages that other runs are making, calls and dollars are looked at."""
 ENDING_S = 20.0
 """How long lanes are given to end when the run is broken off; replies on their way are kept if they come by then."""
 CLOSING_S = 300.0
@@ -59,16 +64,22 @@ def run(
     to end (SIGINT, SIGTERM); what was finished stays, and the same call goes on from there.
     """
     pending = to_make(targets, context.store)
-    asking = {stage.key for stage in pending if place_of(stage, lanes).lane == "asking"}
-    context.progress.begin(pending, asking)
+    context.progress.begin(pending, lambda stage: sort_of(stage, lanes), _asking(pending, context, lanes))
     if not pending:
         return Outcome(0)
     context.progress.schedule = schedule = Schedule(pending, lambda stage: place_of(stage, lanes))
     work = Work(schedule, context.store, context.progress, _total)
-    with context.progress.live():
+    with live(context.progress):
         _Run(work, context, lanes, pending, to_make(whole, context.store)).make()
     failures = tuple(schedule.failures())
     return Outcome(work.made, failures, len(failures) + sum(failure.behind for failure in failures))
+
+
+def _asking(pending: Sequence[Stage], context: Context, lanes: Sequence[Lane]) -> dict[str, Route | None]:
+    """Threads that send requests: to which (provider, model), None where that sends no bill."""
+    routes = {sort_of(stage, lanes).thread: route for stage in pending if (route := asked(stage)) is not None}
+    quota = context.quota
+    return {thread: None if quota is not None and quota.is_free(*route) else route for thread, route in routes.items()}
 
 
 class _Run:
@@ -92,6 +103,7 @@ class _Run:
             doors.check(self.pending, self.context.store, self.later)
             self._start(lambda lane: not lane.on_ray(self.context))
             if self._start_is_due():
+                self.context.progress.say(starting(self.context.profile))
                 up.enter_context(ray_session(self.context.profile))
                 up.enter_context(_ended_by_signals())  # Ray has set a handler of its own
                 up.callback(self._end)  # before Ray is taken down
@@ -135,6 +147,8 @@ class _Run:
         until = true or (lambda: self.work.schedule.ended)
         while not self.work.wait(until, POLL_S) and not self.work.stopping:
             self.work.look_again()
+            if self.context.quota is not None:
+                self.context.progress.seen(self.context.quota.look())
 
     def _end(self) -> None:
         """No thread works on, and no lease is held."""

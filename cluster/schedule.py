@@ -138,16 +138,18 @@ class Schedule:
             if self._states[stage.key] in OPEN:
                 self._move(stage.key, state)
 
-    def failed(self, stage: Stage, why: str, left: bool = False) -> None:
-        """It cannot be made in this run; nor can what stands on it. `left`: nothing is wrong with it."""
+    def failed(self, stage: Stage, why: str, left: bool = False) -> list[Stage]:
+        """It cannot be made in this run; nor can what stands on it, which is returned. `left`: nothing is wrong with
+        it."""
         with self.changed:
             if self._states[stage.key] not in OPEN:
-                return
+                return []
             self._reasons[stage.key] = why
             self._move(stage.key, State.LEFT if left else State.FAILED)
-            for key in self._descendants(stage.key):
-                if self._states[key] is State.WAITING:
-                    self._move(key, State.BEHIND)
+            behind = [key for key in self._descendants(stage.key) if self._states[key] is State.WAITING]
+            for key in behind:
+                self._move(key, State.BEHIND)
+            return [self._stages[key] for key in behind]
 
     def _descendants(self, key: str) -> set[str]:
         found: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +57,34 @@ def _end(processes: list[Any]) -> None:
     psutil.wait_procs(processes, timeout=10)
 
 
-def _warnings(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING
+QUIET = (
+    "Token authentication is enabled",  # what we want; Ray says it at each start
+    "will not be considered for future requests because it has died",  # `cluster.steps.generating` says it in words
+)
+TOLD = "A worker died or was killed while executing a task"
+"""Ray's word on every process that ends, engines that we end included. Those that matter are told by who waits for
+them (`Progress.lost`)."""
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in QUIET)
+
+
+def _relay(data: Any, ignore_prefix: bool = False) -> None:
+    """Errors that Ray publishes to its drivers, such as a machine without memory: the first sentence of each, on
+    standard error, not a page of advice on standard output, where the report goes."""
+    for line in data["lines"]:
+        if not line.startswith(TOLD):
+            print(f"Ray: {line.partition('. ')[0].strip()}", file=sys.stderr, flush=True)
+
+
+def _quieten() -> None:
+    """Ray's own lines, cut down to what a user can use. Workers' output is not among them (`log_to_driver`)."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = _relay  # there is no other way to its published errors
+    for name in ("ray._private.authentication.authentication_token_setup", "ray.serve", "ray.train"):
+        logging.getLogger(name).addFilter(_worth_telling)  # Serve sets its level when it starts
 
 
 _changing, _inside = threading.Lock(), 0
@@ -86,11 +113,24 @@ def ray_session(profile: Profile) -> Iterator[None]:
                     ray.shutdown()
 
 
+def starting(profile: Profile) -> str:
+    """What is said before a session."""
+    address = _address(profile)
+    return "Ray starts on this machine" if address == "local" else f"Ray at {address} is joined"
+
+
+def _address(profile: Profile) -> str:
+    return os.environ.get("RAY_ADDRESS") or profile.ray.address
+
+
 def _begin(profile: Profile) -> None:
-    address = os.environ.get("RAY_ADDRESS") or profile.ray.address
+    address = _address(profile)
     settings = environment(profile)
     os.environ.update(settings)
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # 30 s is too short for a busy machine
+    # Ray's C++ writes to the driver's standard error too, e.g. at each start of Ray Data's actors that they might not
+    # come back. What goes wrong reaches us as exceptions; "info" brings the logs of its daemons back.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {
         "address": address,
         "runtime_env": {"env_vars": settings},
@@ -103,6 +143,5 @@ def _begin(profile: Profile) -> None:
             "object_store_memory": int(profile.ray.object_store_gib * 2**30),
             "include_dashboard": False,
         }
+    _quieten()
     _start(options)
-    for name in ("ray.serve", "ray.train"):  # our own progress lines say what happens
-        logging.getLogger(name).addFilter(_warnings)  # Serve sets its level when it starts

@@ -105,10 +105,11 @@ class Work:
     def _is_ours(self, stage: Stage) -> bool:
         lease = None if self.store.done(stage) else try_lease(self.store, stage)
         if lease is None and not self.store.done(stage):
-            self.schedule.hold(stage)
+            self._hold(stage)
             return False
         if lease is not None and (lease.epoch == 1 or not self.store.done(stage)):  # the former holder may have ended
             self._leases[stage.key] = lease
+            self.progress.taken(stage)
             return True
         if lease is not None:
             lease.release()
@@ -138,22 +139,26 @@ class Work:
         if isinstance(error, BaseException) and not isinstance(error, MENDABLE):
             self.progress.say("".join(traceback.format_exception(error)))
         why = error if isinstance(error, str) else str(error) if isinstance(error, MENDABLE) else _named(error)
-        self.schedule.failed(stage, why)
-        self.progress.failed(stage, why)
+        self.progress.failed(stage, why, self.schedule.failed(stage, why))
 
     def leave(self, stage: Stage, why: str) -> None:
         """It is left unmade, and nothing is wrong with it."""
         self._release(stage)
-        self.schedule.failed(stage, why, left=True)
+        self.progress.left(stage, why, self.schedule.failed(stage, why, left=True))
 
     def back(self, stage: Stage) -> None:
         """It was not made: to be made again, by us, or by who took over its lease."""
         lost = (lease := self._leases.get(stage.key)) is not None and lease.lost
         self._release(stage)
         if lost:
-            self.schedule.hold(stage)
+            self._hold(stage)
         else:
+            self.progress.stopped(stage)
             self.schedule.back(stage)
+
+    def _hold(self, stage: Stage) -> None:
+        self.progress.held(stage)
+        self.schedule.hold(stage)
 
     def _release(self, stage: Stage) -> None:
         lease = self._leases.pop(stage.key, None)
@@ -188,7 +193,7 @@ class Work:
             make(batch)
         except FencedError:
             for stage in self._running(batch):
-                self.schedule.hold(stage)
+                self._hold(stage)
                 self._release(stage)
         except BudgetSpent as error:
             for stage in self._running(batch):
@@ -209,6 +214,10 @@ class Work:
             for stage in left:
                 self.failed(stage, error)
             return
+        if left:
+            self.progress.say(
+                f"a batch of {len(batch)} stages broke ({_named(error)}); what is left of it is made one by one"
+            )
         for stage in left:
             self.make([stage], make)
 

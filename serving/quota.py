@@ -224,6 +224,15 @@ def fair_shares(wants: Sequence[float], amount: float) -> tuple[list[float], flo
 # ---------------------------------------------------------------- the authority
 
 
+@dataclass
+class Asked:
+    """What went to one route in this run: requests sent, what they cost, and how many of them have no known price."""
+
+    sent: int = 0
+    paid_usd: float = 0.0
+    unpriced: int = 0
+
+
 class Authority:
     """Decides for all workers of one run. `limits` are those that the profile knows: for (provider, model), else for
     (provider, "*"), else `otherwise`. Not thread-safe; the caller brings the time."""
@@ -238,6 +247,7 @@ class Authority:
         self._limits = dict(limits or {})
         self._flows: dict[Route, Flow] = {}
         self._seen_at: dict[str, float] = {}
+        self.asked: dict[Route, Asked] = {}
 
     def exchange(self, worker: str, reports: Sequence[Report], now: float) -> list[Grant]:
         """Take in what `worker` reports, and grant it what it may do until it asks again."""
@@ -245,6 +255,10 @@ class Authority:
         for report in reports:
             self.budget.settle(worker, report.usd_paid, report.usd_freed)
             self.budget.unpriced += report.unpriced
+            asked = self.asked.setdefault(report.route, Asked())
+            asked.sent += report.sent
+            asked.paid_usd += report.usd_paid
+            asked.unpriced += report.unpriced
         return [self._exchange(worker, report, now) for report in reports]
 
     def _exchange(self, worker: str, report: Report, now: float) -> Grant:

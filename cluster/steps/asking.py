@@ -12,11 +12,13 @@ import math
 import pickle
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from cluster.providers import models
+from cluster.quota import Part, WorkersEnd
 from cluster.steps import batched
 from cluster.steps.parts import Builder, Done, Job, Report, drops
 from empathy.stages import Stage
@@ -25,25 +27,27 @@ from serving.batch_keeper import check_places
 from serving.client import Client, Counts
 from serving.ledger import Ledger
 from serving.providers import Provider
-from serving.quota import Quota
 
 __all__ = ["Asker", "Builder", "Done", "Job", "Report", "ask", "ask_all"]
 
 PARTS_AT_ONCE = 3
 """While the last calls of a part are awaited, the next one is already being asked."""
 PARTS_A_BATCH = 16
+TELL_S = 1.0
+"""How often a worker tells how many rows of its parts it has."""
 
 
 # ---------------------------------------------------------------- one process
 
 
-async def _answer_part(client: Client, store: Store, job: Job, part: int) -> None:
-    """Ask for every row of one part and write it, in the builder's order."""
+async def _answer_part(client: Client, store: Store, job: Job, part: int, rows: dict[Part, int]) -> None:
+    """Ask for every row of one part and write it, in the builder's order. `rows` counts them as they come."""
     counts, records = Counts(), dict[str, Any]()
     askings = await asyncio.to_thread(lambda: list(job.builder(job.stage, store, part)))
     async with aclosing(client.drive(askings, counts)) as answered:
         async for name, record in answered:
             records[name] = record
+            rows[job.stage.key, part] = len(records)
     ordered = [records[name] for name, _ in askings]
     assert len(records) == len(askings), f"{job.stage!r}: two askings of part {part} have one name"
     said = {**drops(ordered), **{name: n for name, n in counts.as_dict().items() if n}}
@@ -57,16 +61,17 @@ async def _answer_parts(
     in_flight: int,
     jobs: Sequence[Job],
     parts: Sequence[Done],
-    quota: Quota | None,
+    quota: WorkersEnd | None,
 ) -> AsyncGenerator[Done, None]:
     """Make `parts`, a few at a time; yields each when it is written. Raises what the first failing part raised."""
-    waiting, running = list(reversed(parts)), dict[asyncio.Task[None], Done]()
-    async with Client(providers, ledger, in_flight, quota) as client:
+    waiting, running, rows = list(reversed(parts)), dict[asyncio.Task[None], Done](), dict[Part, int]()
+    async with Client(providers, ledger, in_flight, quota) as client, _told(rows, quota):
         try:
             while waiting or running:
                 while waiting and len(running) < PARTS_AT_ONCE:
                     item = waiting.pop()
-                    running[asyncio.create_task(_answer_part(client, store, jobs[item.job], item.part))] = item
+                    answering = _answer_part(client, store, jobs[item.job], item.part, rows)
+                    running[asyncio.create_task(answering)] = item
                 finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
                     task.result()
@@ -77,8 +82,32 @@ async def _answer_parts(
             await asyncio.gather(*running, return_exceptions=True)
 
 
+@asynccontextmanager
+async def _told(rows: dict[Part, int], quota: WorkersEnd | None) -> AsyncIterator[None]:
+    """Inside, the run hears of `rows` every second, and once more at the end."""
+
+    def tell() -> None:
+        if rows and quota is not None:
+            quota.tell(rows)
+            rows.clear()
+
+    async def telling() -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            tell()
+
+    task = asyncio.create_task(telling())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        tell()
+
+
 class Asker:
-    """What one worker process holds: the store, the ledger, the jobs."""
+    """What one worker process holds: the store, the ledger, the jobs. `pool`: (what people call the workers it is one
+    of, which ones, how many they are)."""
 
     def __init__(
         self,
@@ -87,10 +116,13 @@ class Asker:
         in_flight: int,
         jobs: Sequence[Job],
         experiment: str = "",
-        quota: Quota | None = None,
+        quota: WorkersEnd | None = None,
+        pool: tuple[str, str, int] | None = None,
     ):
         for provider in providers:
             provider.key()
+        if quota is not None and pool is not None:
+            quota.began(*pool)
         self._store, self._ledger = store, Ledger(store.files, experiment=experiment)
         self._providers, self._in_flight, self._jobs, self._quota = providers, in_flight, jobs, quota
 
@@ -130,19 +162,23 @@ class Asker:
 # ---------------------------------------------------------------- many processes
 
 
-def _in_ray(asker: tuple[Any, ...], parts: Sequence[Done], workers: int, tell: Callable[[Done], None]) -> None:
-    """Ray Data shards the parts over `workers` actors; what comes back is one small row a part."""
+def _in_ray(
+    asker: tuple[Any, ...], parts: Sequence[Done], workers: int, tell: Callable[[Done], None], name: str
+) -> None:
+    """Ray Data shards the parts over `workers` actors; what comes back is one small row a part. One that dies is
+    started again by Ray, and its parts are made anew from what the ledger has."""
     import ray
 
     batch = max(1, min(PARTS_A_BATCH, len(parts) // (2 * workers)))
     blocks = math.ceil(len(parts) / batch)
     rows = [{"job": p.job, "part": p.part} for p in parts]
+    size = min(workers, blocks)
     made = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         Asker,
-        fn_constructor_args=asker,
+        fn_constructor_args=(*asker, (name, uuid.uuid4().hex, size)),
         batch_size=batch,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(workers, blocks)),
+        compute=ray.data.ActorPoolStrategy(size=size),
         num_cpus=1,
     )
     for row in made.iter_rows():
@@ -170,7 +206,7 @@ def ask_all(
     committed: Callable[[Stage], None] = lambda stage: None,
     written: Callable[[Stage, int], None] = lambda stage, part: None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-    quota: Quota | None = None,
+    quota: WorkersEnd | None = None,
 ) -> None:
     """Make the stages of `jobs`, whose inputs are finished, with `workers` processes of `in_flight` calls (0: in this
     one). `experiment` is the name under which the ledger notes who paid; `committed` hears of each finished stage,
@@ -208,11 +244,17 @@ def ask_all(
             asker = (store, tuple(providers.values()), in_flight, jobs, experiment, quota)
             with batched.watched(store, providers, say):
                 if workers:
-                    _in_ray(asker, at_once, workers, tell)
+                    _in_ray(asker, at_once, workers, tell, _named(jobs))
                 else:
                     _here(asker, at_once, tell)
         if later := [part for part in parts if part.job in by_batch]:
             batched.fill(store, providers, jobs, later, tell, say, experiment, quota)
+
+
+def _named(jobs: Sequence[Job]) -> str:
+    """ "PROVIDER MODEL" of whom the jobs ask."""
+    asked = models(job.stage for job in jobs)
+    return ", ".join(f"{provider} {model}" for provider in asked for model in sorted(asked[provider]))
 
 
 def _provider(job: Job, providers: Mapping[str, Provider]) -> Provider:

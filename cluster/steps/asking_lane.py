@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from cluster import providers
 from cluster.profile import Profile
-from cluster.progress import Asked
 from cluster.schedule import Place
 from cluster.steps.asking import Job, ask_all
 from cluster.work import Needs, Work
@@ -71,14 +70,10 @@ def _ask(stages: Sequence[Stage], work: Work, context: Context) -> None:
 
 
 def _tell(job: Job, part: int, context: Context) -> None:
-    """Progress hears what the requests of a part came to; dollars are those of the run's quota."""
-    counts = context.store.writer(job.stage).part(part).counts
-    spending = context.quota.look() if context.quota is not None else None
-    context.progress.asked(
-        Asked(*(counts.get(name, 0) for name in ("calls", "tokens_in", "tokens_out"))),
-        job.dialogues[part] / max(1, sum(job.dialogues)),
-        spending.paid_usd if spending is not None and not spending.unpriced else None,
-    )
+    """Requests of batches are told part by part: the quota sees their dollars alone."""
+    (name,) = providers.models([job.stage])
+    if context.providers[name].batch:
+        context.progress.asked(context.store.writer(job.stage).part(part).counts.get("calls", 0))
 
 
 def job(stage: Stage, store: Store) -> Job:

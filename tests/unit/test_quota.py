@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from cluster.profile import Profile
-from cluster.quota import limits, run_quota
+from cluster.quota import RunQuota, limits, run_quota
 from empathy.specs import DialoguesSpec, RandomSplit, RepliesSpec, Teacher
 from empathy.stages import Stage
 from serving.budget import Budget, BudgetSpent
 from serving.permits import Permits
+from serving.prices import Price, Prices
 from serving.providers import ProviderStopped, announced_limit
 from serving.queues import Permit, Queue
-from serving.quota import Authority, Here, Limit, Report, Route, fair_shares
+from serving.quota import Asked, Authority, Here, Limit, Report, Route, fair_shares
 
 ROUTE: Route = ("provider", "model")
 BOTH = frozenset({"a", "b"})
@@ -162,6 +163,35 @@ def test_a_run_with_a_cap_and_without_a_price_is_refused() -> None:
         run_quota([dialogues, stage], Profile(), max_usd=5.0)
     assert run_quota([dialogues, stage], Profile()).spending.paid_usd == 0.0
     assert run_quota([dialogues], Profile(), max_usd=5.0).spending.max_usd == 5.0
+
+
+# ---------------------------------------------------------------- what the driver sees
+
+
+def test_a_run_sees_what_its_workers_sent_paid_and_have() -> None:
+    """Two workers, two models. Part 0 was made anew after a loss: its rows count once. One worker began again."""
+    quota, other = RunQuota(0, {}, Prices()), ("provider", "other")
+    end = quota.ask()
+    asyncio.run(end.exchange("a", [Report(ROUTE, sent=3, usd_paid=0.5), Report(other, sent=2, unpriced=2)]))
+    asyncio.run(end.exchange("b", [Report(ROUTE, sent=4, usd_paid=0.25)]))
+    for rows in ({("k", 0): 7, ("k", 1): 2}, {("k", 0): 3}, {("k", 1): 5, ("j", 0): 1}):
+        end.tell(rows)
+    for pool in ("x", "x", "x", "y"):
+        end.began("provider model", pool, 2)
+    seen = quota.look()
+    assert seen.asked == {ROUTE: Asked(7, 0.75, 0), other: Asked(2, 0.0, 2)}
+    assert (seen.spending.paid_usd, seen.spending.unpriced) == (0.75, 2)
+    assert (seen.rows, seen.restarts) == ({"k": 12, "j": 1}, {"provider model": 1})
+
+
+def test_a_model_is_free_where_nobody_sends_a_bill_and_not_where_the_price_is_unknown() -> None:
+    prices = Prices({"dear": Price(usd_per_million_in=1, usd_per_million_out=1, as_of="2026-01-01")})
+    quota = RunQuota(0, {}, prices)
+    assert [quota.is_free(*route) for route in (("embedded", "rule"), ("x", "dear"), ("x", "new"))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 # ---------------------------------------------------------------- permits

@@ -210,7 +210,7 @@ def test_the_cap_in_dollars_holds_over_workers_and_the_next_run_goes_on(store: S
     with Ledger(store.files) as ledger:
         paid = sum(spent.tokens_out for spent in ledger.summary().values()) / 1000
         kept = len(ledger)
-    assert quota.look().paid_usd == pytest.approx(paid)
+    assert quota.look().spending.paid_usd == pytest.approx(paid)
     assert 0.1 < paid <= 0.35
     assert server.counts()["total"] == kept < 15
     with pytest.raises(BudgetSpent):  # before any worker is started

@@ -1,0 +1,167 @@
+"""What is left of a run, told from events made by hand against a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.estimate import Estimate, Left, Sort
+
+SFT = Sort("training", "checkpoint sft", "base")
+DPO = Sort("training", "checkpoint dpo", "base")
+SCORING = Sort("training", "logprobs", "base")
+
+
+def estimate(**sorts: Sort) -> Estimate:
+    return Estimate(sorts)
+
+
+def work(e: Estimate, key: str, shares: list[tuple[float, float]]) -> None:
+    """Tell (moment, share) of a stage."""
+    e.taken(key, shares[0][0])
+    for at, share in shares:
+        e.at(key, share, at)
+
+
+def test_a_quarter_in_ten_seconds_is_thirty_more_and_forty_a_stage() -> None:
+    """Coming up (0 to 100 s) is no work. Two more of the sort: 30 + 2 x 40 = 110 s."""
+    e = estimate(a=SFT, b=SFT, c=SFT)
+    e.taken("a", 0.0)
+    e.at("a", 0.0, 100.0)
+    e.at("a", 0.25, 110.0)
+    assert e.of_stage("a", 110.0) == pytest.approx(30.0)
+    assert e.left(110.0) == Left(pytest.approx(110.0), at_least=False)
+
+
+def test_the_time_between_two_stages_belongs_to_the_second() -> None:
+    """a: 20 s. b: 4 s of setting up, then 20 s. The mean is 22 s, and one is left."""
+    e = estimate(a=SFT, b=SFT, c=SFT)
+    work(e, "a", [(0, 0.0), (10, 0.5)])
+    e.taken("b", 11)
+    assert e.ended("a", 20) == 20
+    work(e, "b", [(24, 0.0), (34, 0.5)])
+    e.taken("c", 35)
+    assert e.ended("b", 44) == 20
+    assert e.left(44) == Left(pytest.approx(22.0), at_least=False)
+
+
+def test_what_an_earlier_run_had_done_is_not_ours() -> None:
+    """Resumed at a half; a tenth took 6 s, so the four tenths left take 24 s, and the whole next one 60 s."""
+    e = estimate(a=SFT, b=SFT)
+    work(e, "a", [(0, 0.5), (6, 0.6)])
+    assert e.of_stage("a", 6) == pytest.approx(24.0)
+    assert e.left(6) == Left(pytest.approx(84.0), at_least=False)
+
+
+def test_a_killed_worker_and_its_restart_change_the_estimate_by_the_work_that_was_lost() -> None:
+    """10 % in 10 s. At 80 % it is killed; 60 s later it goes on at 50 %: 50 s to go, not hundreds, and not none."""
+    e = estimate(a=SFT, b=SFT)
+    work(e, "a", [(at, at / 100) for at in range(0, 81, 10)])
+    assert e.left(80) == Left(pytest.approx(120.0), at_least=False)
+    e.rests("training")
+    assert e.left(100) == Left(pytest.approx(120.0), at_least=True)  # nobody knows how long they take to come up
+    e.at("a", 0.5, 140.0)
+    assert e.of_stage("a", 140.0) is None  # nothing has been done since
+    assert e.left(140.0) == Left(pytest.approx(150.0), at_least=False)
+    e.at("a", 0.6, 150.0)
+    assert e.of_stage("a", 150.0) == pytest.approx(40.0)
+    assert e.left(150.0) == Left(pytest.approx(140.0), at_least=False)
+
+
+def test_a_worker_that_died_unnoticed_is_seen_by_work_that_goes_backwards() -> None:
+    e = estimate(a=SFT)
+    work(e, "a", [(0, 0.0), (10, 0.1), (20, 0.2)])
+    e.at("a", 0.0, 90.0)
+    e.at("a", 0.1, 100.0)
+    assert e.left(100.0) == Left(pytest.approx(90.0), at_least=False)
+
+
+def test_the_pace_is_that_of_the_last_five_minutes() -> None:
+    """1 % a second for 30 s, then 0.1 % a second for 400 s: the 30 % left take 300 s."""
+    e = estimate(a=SFT)
+    work(e, "a", [(float(at), at / 100) for at in range(31)])
+    for at in range(2, 401, 2):
+        e.at("a", 0.3 + at / 1000, 30.0 + at)
+    assert e.of_stage("a", 430.0) == pytest.approx(300.0)
+    assert e.left(430.0) == Left(pytest.approx(300.0), at_least=False)
+
+
+def test_unknown_sorts_make_it_at_least_and_where_they_are_most_of_it_unknown() -> None:
+    e = estimate(a=SFT, b=SFT, c=SFT, d=DPO, e=DPO)
+    work(e, "a", [(0, 0.0), (5, 0.5)])
+    assert e.left(5) == Left(pytest.approx(25.0), at_least=True)  # three of five are known
+    e.taken("b", 9)
+    e.ended("a", 10)
+    assert e.left(10) == Left(pytest.approx(20.0), at_least=True)
+    e.ended("b", 20)
+    assert e.left(20) is None  # one SFT is known, two DPOs are not
+
+
+def test_too_little_work_tells_nothing() -> None:
+    e = estimate(a=SFT)
+    work(e, "a", [(0, 0.0), (2, 0.01)])
+    assert e.of_stage("a", 2) is None
+    assert e.left(2) is None
+
+
+def test_who_is_silent_may_be_at_anything() -> None:
+    """A stage takes 40 s. After 80 s without a word nothing is said; with the next word it is again."""
+    e = estimate(a=SFT, b=SFT)
+    work(e, "a", [(0, 0.0), (10, 0.25)])
+    assert e.left(89) is not None
+    assert e.left(91) is None
+    assert e.of_stage("a", 91) is None
+    e.at("a", 0.5, 95)
+    assert e.left(95) is not None
+
+
+def test_another_model_is_judged_by_the_one_that_is_known() -> None:
+    e = estimate(a=SFT, b=Sort("training", "checkpoint sft", "other base"))
+    work(e, "a", [(0, 0.0), (10, 0.5)])
+    assert e.left(10) == Left(pytest.approx(30.0), at_least=False)
+
+
+def test_sorts_on_other_threads_are_measured_by_their_own_clock() -> None:
+    """A training of 100 s beside an asking of 10 s: 50 + 5 = 55 s, as if one came after the other."""
+    e = estimate(a=SFT, q=Sort("asking m", "verdicts", "m"))
+    e.taken("a", 0)
+    e.taken("q", 0)
+    e.at("a", 0.0, 0)
+    e.at("q", 0.0, 45)
+    e.at("a", 0.5, 50)
+    e.at("q", 0.5, 50)
+    assert e.left(50) == Left(pytest.approx(55.0), at_least=False)
+
+
+def test_waiting_for_inputs_is_no_work() -> None:
+    e = estimate(a=SFT, b=SFT)
+    work(e, "a", [(0, 0.0), (5, 0.5)])
+    e.ended("a", 10)
+    work(e, "b", [(500, 0.0), (505, 0.5)])
+    assert e.left(505) == Left(pytest.approx(5.0), at_least=False)
+
+
+def test_what_is_given_up_or_made_by_others_is_not_left() -> None:
+    e = estimate(a=SFT, b=SFT, c=SFT, d=SFT)
+    work(e, "a", [(0, 0.0), (5, 0.5)])
+    e.given_up("b")
+    assert e.ended("c", 5) is None
+    assert e.left(5) == Left(pytest.approx(15.0), at_least=False)
+    assert e.done_and_left("training") == (0.5, 1.5)
+
+
+def test_what_this_process_makes_leaves_nothing_unknown() -> None:
+    e = estimate(a=SFT, r=Sort("here", "report"))
+    work(e, "a", [(0, 0.0), (5, 0.5)])
+    assert e.left(5) == Left(pytest.approx(5.0), at_least=False)
+
+
+def test_stages_of_unequal_sorts_share_a_thread() -> None:
+    """SFT of 20 s, its scoring of 2 s, each with a second of setting up; one of each is left: 20 + 3 = 23 s."""
+    e = estimate(a=SFT, b=SCORING, c=SFT, d=SCORING)
+    work(e, "a", [(0, 0.0), (20, 1.0)])
+    e.taken("b", 1)
+    e.ended("a", 20)
+    work(e, "b", [(21, 0.0), (23, 1.0)])
+    e.taken("c", 22)
+    e.ended("b", 23)
+    assert e.left(23) == Left(pytest.approx(23.0), at_least=False)
