@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -59,11 +59,13 @@ def generate_all(
     chunk: int = 16,
     max_losses: int = 3,
     timeout_s: float = 3600.0,
+    on_loss: Callable[[], None] = lambda: None,
 ) -> Iterator[Completion | Unanswered]:
     """Yield one Completion or Unanswered for each request, in the order in which they finish.
 
     `in_flight` requests at least (2 x max_num_seqs x replicas keeps every engine full) travel in chunks of `chunk`;
     a chunk comes back whole or not at all, so nothing is lost or doubled. `requests` is read lazily: any number fits.
+    `on_loss` is called, from any thread, for each chunk whose replica died; the chunk is asked again.
     Raises EngineLost when one chunk has seen `max_losses` + 1 replicas die, TimeoutError when one takes `timeout_s`.
     """
     workers = -(-in_flight // chunk)
@@ -74,7 +76,7 @@ def generate_all(
         pending: set[Future[list[Completion | Unanswered]]] = set()
         while True:
             for requests_of_chunk in islice(chunks, workers - len(pending)):
-                pending.add(pool.submit(_answer, handle, requests_of_chunk, max_losses, timeout_s))
+                pending.add(pool.submit(_answer, handle, requests_of_chunk, max_losses, timeout_s, on_loss))
             if not pending:
                 return
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -85,7 +87,7 @@ def generate_all(
 
 
 def _answer(
-    handle: Any, chunk: list[StudentRequest], max_losses: int, timeout_s: float
+    handle: Any, chunk: list[StudentRequest], max_losses: int, timeout_s: float, on_loss: Callable[[], None]
 ) -> list[Completion | Unanswered]:
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError
@@ -101,6 +103,7 @@ def _answer(
             time.sleep(BACKPRESSURE_WAIT_S)
         except RayActorError as error:  # the replica died under these requests; Serve starts another
             losses += 1
+            on_loss()
             if losses > max_losses:
                 ids = ", ".join(request.id for request in chunk[:5])
                 text = f"{losses} replicas died while they answered requests {ids}, …: see the engine's log"

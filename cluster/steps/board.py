@@ -12,10 +12,11 @@ from typing import Any
 @dataclass
 class News:
     """`latest`: progress by key since the last news. `ends`: what became of the orders that ended: None, or the error's
-    type and text. `refused`: why workers gave up."""
+    type and text. `losses`: since the last news, why a group was broken up, by rank. `refused`: why workers gave up."""
 
     latest: dict[str, tuple[int, int]] = field(default_factory=dict)
     ends: list[tuple[str, str] | None] = field(default_factory=list)
+    losses: list[dict[int, str]] = field(default_factory=list)
     refused: str | None = None
 
 
@@ -54,15 +55,25 @@ class Board:
         self._news.ends.append(error)
         await self._wake()
 
+    async def lose(self, reasons: dict[int, str]) -> None:
+        """These ranks ended, and with them their group."""
+        self._news.losses.append(reasons)
+        await self._wake()
+
     async def refuse(self, reason: str) -> None:
         self._news.refused = self._news.refused or reason
         await self._wake()
 
     async def news(self, known: int, patience_s: float) -> News:
         """What there is once more than `known` orders have ended, or after `patience_s`; ends from `known` on."""
-        await self._wait(lambda: len(self._news.ends) > known or self._news.refused is not None, patience_s)
+
+        def is_there() -> bool:
+            return len(self._news.ends) > known or bool(self._news.losses) or self._news.refused is not None
+
+        await self._wait(is_there, patience_s)
         latest, self._news.latest = self._news.latest, {}
-        return News(latest, self._news.ends[known:], self._news.refused)
+        losses, self._news.losses = self._news.losses, []
+        return News(latest, self._news.ends[known:], losses, self._news.refused)
 
     async def _wake(self) -> None:
         async with self._changed:

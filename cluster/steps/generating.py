@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Engine, Profile
+from cluster.progress import named
 from cluster.schedule import Place, Schedule, State
 from cluster.weights import DTYPES, Weights, fetch
 from cluster.work import Needs, Work
@@ -25,6 +26,7 @@ from empathy.specs import ExamplesSpec, RepliesSpec, Student
 from empathy.stages import Stage
 from empathy.store import Store, Writer
 from empathy.train.tokens import ids_sha256
+from empathy.words import counted
 from serving.adapters import read_adapter
 from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
 from serving.students import renderer
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 Render = Callable[[Sequence[Mapping[str, str]]], list[int]]
 AT_ONCE = 1024
 """Students of one engine."""
+ENGINE_GONE = (
+    "the engine's process is gone: killed, crashed, or its machine was lost; another one starts, and what was not "
+    "answered is asked again"
+)
 
 
 def _student(stage: Stage) -> Student:
@@ -76,7 +82,10 @@ def loop(places: Sequence[Place], work: Work, context: Context) -> None:
     while place := _next_engine(places, work):
         with work.room("generating", needs):
             if batch := work.take(place, AT_ONCE):
-                context.progress.working(batch, "generating")
+                context.progress.say(
+                    f"generating: an engine (vLLM) for {counted(len(batch), 'student')} coming up (a minute or more); "
+                    f"first is {named(batch[0])}"
+                )
                 work.make(batch, lambda stages: generate(stages, work, context.profile))
 
 
@@ -121,7 +130,7 @@ def generate(stages: Sequence[Stage], work: Work, profile: Profile) -> None:
                 work.failed(job.stage, str(error))
             return
         with engine, work.cancelled_by("generating", engine.stop):
-            _answer_all(jobs, engine)
+            _answer_all(jobs, engine, lambda: work.progress.lost("generating", ENGINE_GONE))
         return
 
 
@@ -199,6 +208,9 @@ class _Job:
         self.spec = _student(stage)
         self.parts: dict[int, _Part] = {}
         self._finished = self.writer.finished_indices()
+        split = stage.spec.split if isinstance(stage.spec, RepliesSpec) else None
+        of_part = [part.counts.get(split, 0) if split else part.rows or 0 for part in self.dialogues.parts]
+        self._dialogues, self._answered = sum(of_part), sum(of_part[k] for k in self._finished)
 
     @property
     def student(self) -> str:
@@ -246,7 +258,13 @@ class _Job:
                 token_ids=tuple(answer.token_ids),
             )
         self.parts[k].replies[dialogue_id] = reply
+        self._answered += 1
+        self.tell()
         self._write_if_full(k)
+
+    def tell(self) -> None:
+        """How many dialogues are answered."""
+        self._work.progress.units(self.stage, self._answered, self._dialogues)
 
     def _write_if_full(self, k: int) -> None:
         part = self.parts.get(k)
@@ -257,7 +275,6 @@ class _Job:
         self.writer.write_records(k, records, Reply, {n: v for n, v in counts.items() if v})
         del self.parts[k]
         self._finished.add(k)
-        self._work.progress.units(self.stage, len(self._finished), len(self.dialogues.parts))
         if self.is_whole():
             self.commit()
 
@@ -290,12 +307,13 @@ def _proofs(change: float) -> dict[str, str]:
     }
 
 
-def _answer_all(jobs: Sequence[_Job], students: Students) -> None:
+def _answer_all(jobs: Sequence[_Job], students: Students, on_loss: Callable[[], None]) -> None:
     """All jobs through one engine at once: requests of many students in flight together."""
     by_key = {job.stage.key: job for job in jobs}
     for job in jobs:
         job.proved(students.ready["alive"])
+        job.tell()
     requests = (request for job in jobs for request in job.requests())
-    for answer in students.generate(requests):
+    for answer in students.generate(requests, on_loss=on_loss):
         key, k, dialogue_id = answer.id.split("/", 2)
         by_key[key].take(int(k), dialogue_id, answer)

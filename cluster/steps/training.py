@@ -14,15 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Profile
-from cluster.progress import Progress
+from cluster.progress import Progress, named
 from cluster.schedule import Place, Schedule
 from cluster.steps.board import BoardActor
-from cluster.steps.training_group import TrainingGroup
+from cluster.steps.training_group import TrainingGroup, lost
 from cluster.work import Needs, Work
 from empathy.stages import Stage, to_json
 from empathy.store import FencedError, Store
 from empathy.train import check
 from empathy.train.placement import Placement
+from empathy.words import counted
 
 if TYPE_CHECKING:
     from cluster.executors import Context
@@ -151,24 +152,45 @@ def _serve(feed: _Feed, first: Stage, work: Work, placement: Placement, max_fail
     A group that Ray could not keep alive fails the stage it had in hand, unless it finished others before: then a new
     group goes on.
     """
-    work.progress.working([first], "training")
+    work.progress.say(
+        f"training: {counted(placement.workers, 'worker')} coming up (up to a minute); first is {named(first)}"
+    )
     with BoardActor() as board:
         orders = [first]
         board.call("put", _order(first, work))
         group = TrainingGroup(board, work.store, placement, max_failures)
-        ended, refused = _feed(feed, orders, work, board, group)
+        ended, refused = _feed(feed, orders, work, board, group, _Losses(work.progress, placement, max_failures))
         group.join(STOPPING_S if work.stopping else None)
     left = orders[ended:]
     if left and not ended and refused is None and group.error is not None and not work.stopping:
         work.failed(left.pop(0), _reason(group.error))
     for stage in left:
         work.back(stage)
+    if left and not work.stopping and refused is None:
+        work.progress.lost("training", f"the workers have ended; new ones go on with {named(left[0])}")
     if refused is not None:
         feed.refuse(refused)
 
 
+class _Losses:
+    """Says what becomes of a group that lost a worker."""
+
+    def __init__(self, progress: Progress, placement: Placement, max_failures: int):
+        self._progress, self._placement, self._at_most, self._number = progress, placement, max_failures, 0
+
+    def tell(self, reasons: Mapping[int, str], stage: Stage | None) -> None:
+        self._number += 1
+        what = lost(reasons, self._placement.workers)
+        again = f"all start again (restart {self._number} of at most {self._at_most})"
+        if self._number > self._at_most:
+            again = f"after {counted(self._at_most, 'restart')} they are given up"
+        elif stage is not None:
+            again += f"; {named(stage)} goes on from what was saved last, or from its beginning where nothing was"
+        self._progress.lost("training", f"{what}; {again}")
+
+
 def _feed(
-    feed: _Feed, orders: list[Stage], work: Work, board: BoardActor, group: TrainingGroup
+    feed: _Feed, orders: list[Stage], work: Work, board: BoardActor, group: TrainingGroup, losses: _Losses
 ) -> tuple[int, str | None]:
     """Put orders on the board and tell what became of them, until the group ends. How many have ended, and why the
     group gave up, if it did."""
@@ -186,6 +208,8 @@ def _feed(
         for error in news.ends:
             _tell(work, orders[ended], error)
             ended += 1
+        for reasons in news.losses:
+            losses.tell(reasons, orders[ended] if ended < len(orders) else None)
         if not up:
             return ended, news.refused
         while not closed and len(orders) - ended < AHEAD and (stage := feed.next()):

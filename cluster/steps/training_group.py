@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.steps.board import BoardActor
@@ -13,6 +13,8 @@ from empathy.store import Store
 from empathy.train.placement import Placement
 
 ORDER_S = 5.0
+GONE = "its process is gone: killed, crashed, or its machine was lost"
+OUT_OF_MEMORY = "killed by Ray: its machine ran out of memory"
 
 
 class TrainingGroup(threading.Thread):
@@ -60,8 +62,37 @@ class TrainingGroup(threading.Thread):
                     max_failures=max_failures, max_preemption_failures=max(10, max_failures)
                 ),
                 worker_runtime_env={"env_vars": environment},
+                callbacks=[_losses(board.actor)],
             ),
         )
+
+
+def _losses(board: Any) -> Any:
+    """What Ray Train's controller calls when ranks have ended: it puts on the board why. Ray then starts the group
+    again, and the driver would not hear of it."""
+    from ray.train import UserCallback
+
+    class Losses(UserCallback):  # type: ignore[misc]  # Ray is imported only now: its version of Train has been chosen
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            board.lose.remote({rank: ended_by(error) for rank, error in worker_exceptions.items()})
+
+    return Losses()
+
+
+def ended_by(error: Exception) -> str:
+    """Why a rank ended, in a line: its process is gone, or what its code raised."""
+    gone = getattr(error, "health_check_failure", None)
+    if gone is not None:
+        return OUT_OF_MEMORY if type(gone).__name__ == "OutOfMemoryError" else GONE
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return said[-1] if said else type(error).__name__
+
+
+def lost(reasons: Mapping[int, str], world: int) -> str:
+    """ "rank 1 of 2 ended (its process was killed)": those first that took the others with them."""
+    gone = {rank: why for rank, why in reasons.items() if why in (GONE, OUT_OF_MEMORY)} or reasons
+    ranks, why = sorted(gone), gone[min(gone)]
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} of {world} ended ({why})"
 
 
 def _scaling(placement: Placement) -> Any:

@@ -67,7 +67,7 @@ def _train(stage: Stage, bench: Bench, renderer: Renderer) -> None:
     plan = Plan.of(rows.lengths, objective.optimiser, spec.seed, cutting, bench.group.rank)
     with _trainer(stage, bench, renderer, rows, plan) as trainer:
         expected = _trained_shapes(trainer.model)
-        _run(trainer, bench)
+        _run(trainer, stage, bench)
         trained_s = time.monotonic() - started
         folder = bench.scratch / f"weights-{stage.key}" / ("adapter" if adapter_of(stage) else "model")
         save.write_weights(trainer, folder, _base_name(stage))
@@ -182,11 +182,14 @@ def _let_go(trainer: Any, model: Any) -> None:
     gc.collect()
 
 
-def _run(trainer: Any, bench: Bench) -> None:
+def _run(trainer: Any, stage: Stage, bench: Bench) -> None:
+    """Train, from the last step that was saved; that step is reported before any other."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     target = Path(trainer.args.output_dir)
     resumed = trainer.progress.newest(target)
+    if bench.group.first:
+        bench.report(stage, int(resumed.name.rpartition("-")[2]) if resumed else 0, trainer.plan.steps)
     try:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     finally:

@@ -28,16 +28,17 @@ def make(stage: Stage, bench: Bench) -> None:
     writer = bench.writer(stage) if bench.group.first else None
     finished = bench.group.from_first(set(writer.finished_parts()) if writer else set())
     with scoring_model(stage.inputs["checkpoint"], bench, spec.precision) as model:
-        done = 0
-        for part in range(len(examples.parts)):
-            if part not in finished:
-                found = items(
-                    stage.inputs["examples"], list(examples.read(_record(stage.inputs["examples"]), part)), renderer
-                )
-                kept = [item for item in found if len(item[2]) <= spec.max_length_tokens]
-                scored = _shared_scores(model, kept, renderer, bench)
-                if writer:
-                    writer.write_records(part, scored, Logprob, {"too_long": len(found) - len(kept)})
+        done = sum(examples.parts[part].rows or 0 for part in finished)
+        if bench.group.first:
+            bench.report(stage, done, examples.rows)
+        for part in sorted(set(range(len(examples.parts))) - finished):
+            found = items(
+                stage.inputs["examples"], list(examples.read(_record(stage.inputs["examples"]), part)), renderer
+            )
+            kept = [item for item in found if len(item[2]) <= spec.max_length_tokens]
+            scored = _shared_scores(model, kept, renderer, bench)
+            if writer:
+                writer.write_records(part, scored, Logprob, {"too_long": len(found) - len(kept)})
             done += examples.parts[part].rows or 0
             if bench.group.first:
                 bench.report(stage, done, examples.rows)

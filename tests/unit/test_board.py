@@ -9,9 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cluster.progress import Progress
 from cluster.steps.board import Board
+from cluster.steps.training import _Losses
+from cluster.steps.training_group import ended_by, lost
+from empathy.specs import LogprobsSpec
+from empathy.stages import Stage
 from empathy.train import group
 from empathy.train.group import GroupBroken, agreed
+from empathy.train.placement import Placement
 
 
 async def test_every_worker_gets_the_same_orders_and_then_the_end() -> None:
@@ -52,6 +58,49 @@ async def test_news_come_when_an_order_ends_and_a_new_group_begins_behind_it() -
     await board.end(1, None)
     later = await board.news(1, 0.0)
     assert (later.latest, later.ends) == ({}, [None])
+
+
+async def test_a_loss_is_news_at_once_and_once() -> None:
+    board = Board()
+    waiting = asyncio.create_task(board.news(0, 60.0))
+    await asyncio.sleep(0.01)
+    await board.lose({1: "gone"})
+    assert (await asyncio.wait_for(waiting, 5)).losses == [{1: "gone"}]
+    assert (await board.news(0, 0.0)).losses == []
+
+
+def test_why_a_group_ended_is_told_in_a_line() -> None:
+    """Ranks that are gone took the others with them, whose errors say nothing."""
+
+    class HealthCheckFailed(Exception):
+        health_check_failure: Exception = RuntimeError("a page of Ray's advice")
+
+    class OutOfMemoryError(Exception):
+        pass
+
+    gone, full = HealthCheckFailed("a page"), HealthCheckFailed("a page")
+    full.health_check_failure = OutOfMemoryError()
+    broken = RuntimeError("Traceback ...\n  File ...\nRuntimeError: connection closed by peer\n")
+    assert ended_by(gone) == "its process is gone: killed, crashed, or its machine was lost"
+    assert ended_by(full) == "killed by Ray: its machine ran out of memory"
+    assert ended_by(KeyError()) == "KeyError"
+    both = {0: ended_by(broken), 1: ended_by(full)}
+    assert lost(both, 2) == "rank 1 of 2 ended (killed by Ray: its machine ran out of memory)"
+    assert lost({0: ended_by(broken), 1: ended_by(broken)}, 2) == (
+        "ranks 0, 1 of 2 ended (RuntimeError: connection closed by peer)"
+    )
+
+
+def test_losses_are_counted_against_what_the_profile_allows_and_name_the_stage() -> None:
+    stage, lines = Stage(LogprobsSpec(), label="held-out"), list[str]()
+    losses = _Losses(Progress(out=lines.append, now_s=lambda: 0.0), Placement(workers=2), max_failures=1)
+    losses.tell({1: "gone"}, stage)
+    losses.tell({0: "gone"}, stage)
+    assert lines == [
+        "[0:00] warning: training: rank 1 of 2 ended (gone); all start again (restart 1 of at most 1); logprobs "
+        "held-out goes on from what was saved last, or from its beginning where nothing was",
+        "[0:00] warning: training: rank 0 of 2 ended (gone); after 1 restart they are given up",
+    ]
 
 
 async def test_an_order_cannot_end_before_the_one_ahead_of_it() -> None:
