@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.quota import RunQuota
+from cluster.steps import asking
 from cluster.steps.asking import Job, ask, ask_all
 from empathy import replies
 from empathy.records import Dialogue, Reply, Turn
@@ -23,6 +26,7 @@ from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderDown, ProviderStopped
 from serving.quota import Limit
 from serving.scripted import Faults, Scripted
+from tests.cluster import named
 
 PARTS, PART_ROWS = 3, 5
 SAID = [
@@ -179,6 +183,53 @@ def test_workers_make_the_same_artifacts_as_this_process(tmp_path: Path, server:
     assert sorted(said)[-1] == (15, 15)
     assert list(there.get(stages[1]).read(Reply)) == list(here.get(stages[0]).read(Reply))
     assert server.counts()["total"] == 30
+
+
+def test_the_run_hears_of_rows_before_their_part_is_written(
+    store: Store, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five rows of a part, one after another, each of 50 ms; they are told every 5 ms. Parts that were there before are
+    not told."""
+    monkeypatch.setattr(asking, "TELL_S", 0.005)
+    server.reset(Faults(latency_s=0.05))
+    stage, quota, heard = teaching(store), RunQuota(0, {}, Prices()), list[tuple[int, int]]()
+    for part in (0, 1):
+        store.writer(stage).write_records(part, [], Reply)
+    end = quota.ask()
+    tell = end.tell
+    monkeypatch.setattr(end, "tell", lambda rows: (heard.extend(rows.items()), tell(rows)))
+    jobs = [Job(stage, Reply, replies.askings, (PART_ROWS,) * PARTS)]
+    ask_all(jobs, store, {"scripted": Provider("scripted", server.url)}, 0, 1, lambda *_: None, quota=end)
+    assert {part for part, _ in heard} == {(stage.key, 2)}
+    assert [rows for _, rows in heard] == sorted({rows for _, rows in heard})
+    assert 1 < len(heard) <= PART_ROWS, "as they came, and not at the end alone"
+    seen = quota.look()
+    assert seen.rows == {stage.key: PART_ROWS}
+    assert seen.asked["scripted", "rule-teacher-1"].sent == PART_ROWS
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_worker_that_dies_is_started_again_and_the_run_sees_it(store: Store, server: Scripted) -> None:
+    server.reset(Faults(latency_s=0.3))
+    stage, quota = teaching(store), RunQuota(1, {}, Prices())
+    jobs = [Job(stage, Reply, replies.askings, (PART_ROWS,) * PARTS)]
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.is_set() and not quota.look().rows:  # it works
+            time.sleep(0.05)
+        for process in named(os.getpid(), "ray::MapWorker"):
+            process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        ask_all(jobs, store, {"scripted": Provider("scripted", server.url)}, 1, 1, lambda *_: None, quota=quota.ask())
+    finally:
+        ended.set()
+        killer.join()
+    assert quota.look().restarts == {"scripted rule-teacher-1": 1}
+    assert store.get(stage).rows == 15
 
 
 @pytest.mark.usefixtures("workers")
