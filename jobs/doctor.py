@@ -99,7 +99,7 @@ def _experiment(file: str, profile: Profile) -> Iterator[Check]:
             yield _try(f"data of {name}", student.raised.source.locate)
         if student.model is not None:
             yield _try(f"base of {name}", partial(_base, name, student, profile))
-    asked = {asked.provider for asked in (x.judge, x.teacher, x.ratings) if asked}
+    asked = {asked.provider for asked in (x.judge, x.teacher, x.ratings, x.rubric) if asked}
     for provider in sorted(asked - {EMBEDDED}):
         yield _try(f"provider {provider}", partial(_provider, provider, profile))
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from empathy import documents, prompts
 from empathy.experiment.arms import Arms, Grid, Regime
-from empathy.experiment.asked import Judging, Ratings, Teacher
+from empathy.experiment.asked import Judging, Ratings, Scoring, Teacher
 from empathy.experiment.data import Data
 from empathy.experiment.sections import Section, Seed
 from empathy.experiment.students import DpoOptimiser, Generate, Raise, StudentModel, Train
@@ -32,6 +32,7 @@ __all__ = [
     "Ratings",
     "Regime",
     "Report",
+    "Scoring",
     "Section",
     "StudentModel",
     "Teacher",
@@ -63,6 +64,7 @@ class Experiment(Section):
     data: Data
     teacher: Teacher | None = None
     ratings: Ratings | None = None
+    rubric: Scoring | None = None
     students: dict[Annotated[str, Field(pattern=NAME, max_length=100)], StudentModel] = Field(min_length=1)
     train: Train = Train()
     generate: Generate = Generate()

@@ -1,4 +1,4 @@
-"""[teacher], [ratings] and [judge]: the models that are asked."""
+"""[teacher], [ratings], [rubric] and [judge]: the models that are asked."""
 
 from __future__ import annotations
 
@@ -27,20 +27,26 @@ class Teacher(Section):
     """Method direct without ratings of the teacher's replies: take them all as Good."""
 
 
-class Ratings(Section):
+class Scoring(Section):
+    """[rubric]: every reply to a test dialogue is rated by itself too, 1 to 5 in three dimensions, `calls` times: those
+    of bases, arms, teachers and people. A reply whose rating cannot be read has none, and is counted."""
+
+    provider: str = "openai"
+    model: str = Field(min_length=1)
+    calls: int = Field(3, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    max_tokens: int = Field(400, ge=16, le=MOST_TOKENS)
+    attempts: int = Field(3, ge=1, le=3)
+
+
+class Ratings(Scoring):
     """A judge's scores in the place of people's ratings: which replies are Good enough to learn from.
 
     Each reply is rated by itself, 1 to 5 in three dimensions, `calls` times; it is Good if the mean of all is `good` or
     more. A reply whose rating cannot be read is unrated: its dialogue teaches nothing, and is counted.
     """
 
-    provider: str = "openai"
-    model: str = Field(min_length=1)
     good: float = Field(4.0, ge=1, le=5)
-    calls: int = Field(3, ge=1)
-    temperature: float = Field(0.7, ge=0)
-    max_tokens: int = Field(400, ge=16, le=MOST_TOKENS)
-    attempts: int = Field(3, ge=1, le=3)
 
 
 class Judging(Section):

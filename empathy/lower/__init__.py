@@ -13,7 +13,7 @@ from empathy import dialogues
 from empathy.experiment import Experiment
 from empathy.lower.cells import Cell, Lesson, Lowered, cell_name, served_names
 from empathy.lower.grid import Wanted, wanted
-from empathy.lower.judging import Side, compared
+from empathy.lower.judging import Side, compared, rubric_scores
 from empathy.lower.lessons import Lessons
 from empathy.lower.students import Students
 from empathy.specs import ReportSpec
@@ -62,6 +62,7 @@ class _Lowering:
         self.names: dict[str, str] = {}
         self.cells: list[Cell] = []
         self.bases: dict[str, Stage] = {}
+        self._scored("human", self.human)
 
     def lower(self) -> Lowered:
         lessons = list({w.lesson.name: w.lesson for w in self.wanted}.values())
@@ -90,6 +91,7 @@ class _Lowering:
         self.inputs |= {f"heldout:{objective}:{j}": stage for objective, stage in heldout.items()}
         if lesson.teacher and lesson.learned:
             self.inputs[f"teacher:{j}:replies"] = lesson.learned
+            self._scored(f"teacher:{j}", lesson.learned)
         return _Taught(j, lesson, heldout)
 
     def _base(self, k: int, student: str, lessons: list[_Taught]) -> None:
@@ -100,6 +102,7 @@ class _Lowering:
         replies = self.students.answers(base, f"{student} base answers")
         self.names[slot] = name
         self.inputs |= {f"{slot}:checkpoint": base, f"{slot}:replies": replies}
+        self._scored(slot, replies)
         opponents = self._human() | {slot: r for taught in lessons for slot, r in self._teacher(taught).items()}
         self._verdicts(Side(slot, replies, name), opponents)
         for taught in lessons:
@@ -115,6 +118,7 @@ class _Lowering:
         self.cells.append(cell)
         self.names[slot] = cell.name
         self.inputs |= {f"{slot}:checkpoint": tuned, f"{slot}:replies": replies}
+        self._scored(slot, replies)
         self._scores(slot, tuned, taught)
         return cell
 
@@ -126,6 +130,10 @@ class _Lowering:
     def _verdicts(self, side: Side, opponents: dict[str, Stage]) -> None:
         theirs = [Side(slot, replies, self._called(slot)) for slot, replies in opponents.items()]
         self.inputs |= compared(self.x, self.dialogues, side, theirs)
+
+    def _scored(self, slot: str, replies: Stage) -> None:
+        """A rubric's scores of the replies, where the experiment asks for them."""
+        self.inputs |= rubric_scores(self.x, self.dialogues, Side(slot, replies, self._called(slot)))
 
     def _called(self, slot: str) -> str:
         """What people call an opponent."""

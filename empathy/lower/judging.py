@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from empathy import judges
-from empathy.experiment import Experiment, Ratings
+from empathy.experiment import Experiment, Ratings, Scoring
 from empathy.specs import Judge, Rubric, VerdictsSpec
 from empathy.stages import Stage
 
@@ -52,14 +52,28 @@ def _verdicts(x: Experiment, model: str, inputs: dict[str, Stage], label: str) -
 
 def scores(ratings: Ratings, dialogues: Stage, replies: Stage) -> Stage:
     """What the [ratings] judge gives to each of the replies, on every side of the split."""
-    rubric = Rubric(
-        provider=ratings.provider,
-        model=ratings.model,
-        template=judges.template("rubric"),
-        calls=ratings.calls,
-        temperature=ratings.temperature,
-        max_tokens=ratings.max_tokens,
-        attempts=ratings.attempts,
-    )
     label = f"{ratings.model} rates {replies.label}"
-    return Stage(VerdictsSpec(judge=rubric, split=None), {"dialogues": dialogues, "a": replies}, label=label)
+    spec = VerdictsSpec(judge=_rubric(ratings), split=None)
+    return Stage(spec, {"dialogues": dialogues, "a": replies}, label=label)
+
+
+def rubric_scores(x: Experiment, dialogues: Stage, side: Side) -> dict[str, Stage]:
+    """Input of the report: what the [rubric] judge gives to one side's replies to the test dialogues; nothing without
+    such a table."""
+    if x.rubric is None:
+        return {}
+    spec = VerdictsSpec(judge=_rubric(x.rubric), cap_words=x.judge.cap_words)
+    label = f"{x.rubric.model} scores {side.name}"
+    return {f"{side.slot}:scores": Stage(spec, {"dialogues": dialogues, "a": side.replies}, label=label)}
+
+
+def _rubric(asked: Scoring) -> Rubric:
+    return Rubric(
+        provider=asked.provider,
+        model=asked.model,
+        template=judges.template("rubric"),
+        calls=asked.calls,
+        temperature=asked.temperature,
+        max_tokens=asked.max_tokens,
+        attempts=asked.attempts,
+    )

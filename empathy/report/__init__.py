@@ -40,7 +40,7 @@ class Headline:
 
 def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
     """Estimates and content (see `empathy.report.content`) of a report stage whose inputs are all made."""
-    from empathy.report import content, drops, judged, ratings, unjudged
+    from empathy.report import content, drops, judged, ratings, scored, unjudged
     from empathy.report.cells import Cells
 
     spec, cells = cast(ReportSpec, stage.spec), Cells(stage)
@@ -50,6 +50,7 @@ def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
     estimates = [
         *judged.estimates(cells, tables),
         *judged.compared(cells, tables, spec),
+        *scored.estimates(cells, store),
         *unjudged.likelihoods(cells, heldout),
         *unjudged.preferences(cells, heldout),
         *unjudged.texts(cells, test, store),

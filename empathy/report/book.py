@@ -152,6 +152,14 @@ class Book:
         """What people call the lesson of a held-out set ("heldout:sft:0"): the values of its factors."""
         return self.name(note.rsplit(":", 1)[-1])
 
+    def base_of(self, arm: str) -> str | None:
+        """The base that an arm's rubric scores are compared with."""
+        return self._bases.get(arm)
+
+    @cached_property
+    def _bases(self) -> dict[str, str | None]:
+        return {e.arm: e.opponent for e in self.of("rubric_less_base")}
+
     def less_base(self, e: Estimate) -> Estimate | None:
         """NLL per token less the base's, of an arm's `nll_per_token`."""
         return self._less_base.get((e.arm, e.note))

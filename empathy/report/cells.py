@@ -1,6 +1,7 @@
 """The inputs of a report stage as arms, bases and opponents: the one place that knows how `empathy.lower` names them.
 
     dialogues
+    SLOT:scores                                                                     a rubric's, if it is asked
     a000:checkpoint   a000:replies   a000:nll:J   a000:pairs:J   a000:verdicts:OPPONENT[:judgeI]    arms
     base0:checkpoint  base0:replies  base0:nll:J  base0:pairs:J                                     bases
     human:replies     teacher:J:replies                                                             other opponents
@@ -23,7 +24,7 @@ from empathy.stages import Stage
 
 _INPUT = re.compile(
     r"(?P<slot>a\d+|base\d+|human|teacher:\d+)"
-    r":(?:(?P<what>checkpoint|replies)|(?P<score>nll|pairs):(?P<j>\d+)|verdicts:(?P<opponent>.+?)(?::judge\d+)?)"
+    r":(?:(?P<what>checkpoint|replies|scores)|(?P<score>nll|pairs):(?P<j>\d+)|verdicts:(?P<opponent>.+?)(?::judge\d+)?)"
 )
 FACTOR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|$)")
 
@@ -49,6 +50,8 @@ class Responder:
     slot: str
     checkpoint: Stage | None = None
     replies: Stage | None = None
+    scores: Stage | None = None
+    """What a rubric's judge gives to each reply."""
     nll: dict[str, Stage] = field(default_factory=dict)
     """Log-probabilities of held-out demonstrations, by lesson."""
     pairs: dict[str, Stage] = field(default_factory=dict)

@@ -144,6 +144,7 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
         "judges": sorted({f"{e.judge} ({e.note})" for e in book.of("win_rate")}),
         "reasons": sorted({reason for s in content["training_sets"] for reason in s["dropped"]}),
         "talkers": [s for s in book.responders if book.get(s, "words")],
+        "rubric": list(book.of("rubric_overall")),
         "overlaps": list(book.of("rouge_l")),
         "signatures": sorted({e.note for m in ("bleu_4", "rouge_l") for e in book.of(m)}),
         **_counted(content["stages"], {s["key"] for s in content["training_sets"]}),

@@ -1,6 +1,6 @@
 """The ratings that chose what students learned from, people's or a judge's: how many, how high, how many decided it.
 
-Students' own replies are compared and not rated, so there is nothing here about them.
+What students answer is no part of this: see `empathy.report.scored`.
 """
 
 from __future__ import annotations
