@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from empathy.stats.clustered import Floats, Ints
 
+_CELLS = 20_000_000
+"""Signs held at once: 160 MB."""
 _EXACT_CLUSTERS = 13
 """Up to here all 2^C sign patterns are counted; above, random ones are drawn."""
 
@@ -22,12 +25,26 @@ def sign_flip_p(differences_N: Floats, cluster_N: Ints, permutations: int = 10_0
     if len(sums_C) <= _EXACT_CLUSTERS:
         patterns = (np.arange(2 ** len(sums_C))[:, None] >> np.arange(len(sums_C))) & 1
         return float(np.mean(np.abs((2.0 * patterns - 1) @ sums_C) >= observed))
-    rng = np.random.default_rng(seed)
-    hits, step = 0, max(1, 20_000_000 // len(sums_C))
-    for start in range(0, permutations, step):
-        flips = rng.integers(0, 2, size=(min(step, permutations - start), len(sums_C)), dtype=np.int8)
-        hits += int(np.sum(np.abs((2.0 * flips - 1) @ sums_C) >= observed))
+    flips = _flips if permutations * len(sums_C) <= _CELLS else _drawn
+    hits = sum(
+        int(np.sum(np.abs(signs_BC @ sums_C) >= observed)) for signs_BC in flips(permutations, len(sums_C), seed)
+    )
     return (1 + hits) / (1 + permutations)
+
+
+def _drawn(permutations: int, clusters: int, seed: int) -> Iterator[Floats]:
+    """Signs (B, C) of random sign patterns, so many at a time as memory is meant for."""
+    rng, step = np.random.default_rng(seed), max(1, _CELLS // clusters)
+    for start in range(0, permutations, step):
+        heads_BC = rng.integers(0, 2, size=(min(step, permutations - start), clusters), dtype=np.int8)
+        yield 2 * heads_BC.astype(np.float64) - 1
+
+
+@lru_cache(maxsize=1)
+def _flips(permutations: int, clusters: int, seed: int) -> tuple[Floats, ...]:
+    """The same, kept: a report's contrasts have one seed and, mostly, one number of clusters, and drawing the signs is
+    most of the work."""
+    return tuple(_drawn(permutations, clusters, seed))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

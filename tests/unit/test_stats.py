@@ -181,6 +181,19 @@ def test_sign_flip_counts_all_patterns_of_few_clusters() -> None:
     assert sign_flip_p(np.array([1.0, 2.0, 1.0, 2.0]), label_codes(["x", "x", "y", "z"])) == 0.25
 
 
+def test_sign_flips_that_are_kept_give_the_same_p() -> None:
+    differences = np.random.default_rng(4).normal(0.2, 1, 40)
+    other = np.random.default_rng(5).normal(0, 1, 20)
+    clusters = np.arange(40) // 2
+    rng = np.random.default_rng(7)
+    signs = 2.0 * rng.integers(0, 2, size=(1000, 20), dtype=np.int8) - 1
+    sums = differences.reshape(20, 2).sum(axis=1)
+    expected = (1 + np.sum(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9)) / 1001
+    assert sign_flip_p(differences, clusters, 1000, seed=7) == expected
+    sign_flip_p(other, np.arange(20), 1000, seed=8)  # another one in between
+    assert sign_flip_p(differences, clusters, 1000, seed=7) == expected
+
+
 def test_sign_flip_sampled_agrees_with_exact() -> None:
     sums = np.random.default_rng(5).normal(0.3, 1, size=16)
     exact = np.mean([abs(np.dot(s, sums)) >= abs(sums.sum()) - 1e-9 for s in itertools.product((-1, 1), repeat=16)])
