@@ -58,8 +58,15 @@ def live(progress: Progress) -> Iterator[None]:
     from rich.console import Console
     from rich.live import Live
 
-    console, plain = Console(stderr=True), progress.out
-    with Live(get_renderable=lambda: view(progress.snapshot()), console=console, refresh_per_second=2, transient=True):
+    console, plain, last = Console(stderr=True), progress.out, view(progress.snapshot())
+
+    def drawn() -> Group:
+        nonlocal last
+        now = progress.glance()
+        last = last if now is None else view(now)
+        return last
+
+    with Live(get_renderable=drawn, console=console, refresh_per_second=2, transient=True):
         progress.out, progress.quiet = lambda line: console.print(line, markup=False, highlight=False), True
         try:
             yield

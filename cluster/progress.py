@@ -307,6 +307,16 @@ class Progress:
 
     # ---- the live view
 
+    def glance(self) -> Snapshot | None:
+        """A snapshot, or None while somebody tells something: who draws has the terminal, for which who tells may be
+        waiting."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self.snapshot()
+        finally:
+            self._lock.release()
+
     def snapshot(self) -> Snapshot:
         counts = self.schedule.by_kind() if self.schedule else {}
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 from rich.console import Console
 
@@ -302,3 +303,19 @@ def test_the_view_tells_of_failures_and_what_stands_behind_them_and_keeps_long_l
     assert lines[2].split() == ["logprobs", "-", "-", "11", "1"]
     assert sum("of 9 examples" in line for line in lines) == 8
     assert "  and 4 more" in lines
+
+
+def test_who_draws_never_waits_for_who_tells() -> None:
+    """The drawing thread holds the terminal while it asks for a snapshot; a teller holds the progress and waits for the
+    terminal."""
+    told, glances = Told(replies("a")), list[object]()
+    drawing = threading.Thread(target=lambda: glances.append(told.progress.glance()))
+
+    def out(line: str) -> None:
+        drawing.start()
+        drawing.join(10)
+
+    told.progress.out = out
+    told.end(replies("a"))
+    assert glances == [None]
+    assert told.progress.glance() is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from typing import Any
 
@@ -62,3 +63,32 @@ def test_somebody_elses_ray_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     with session.ray_session(Profile()):
         pass
     assert told == []
+
+
+def test_rays_errors_are_cut_to_a_sentence_and_deaths_that_we_tell_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    died = "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot, see ..."
+    full = "2 Workers (tasks / actors) killed due to memory pressure (OOM). Refer to the documentation ..."
+    session._relay({"lines": [died, full], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "Ray: 2 Workers (tasks / actors) killed due to memory pressure (OOM)\n")
+
+
+def test_only_warnings_that_a_user_can_use_pass() -> None:
+    def passes(level: int, text: str) -> bool:
+        return session._worth_telling(logging.LogRecord("ray.serve", level, "", 0, text, None, None))
+
+    assert passes(logging.WARNING, "Deployment 'StudentEngine' has taken more than 30s to initialize.")
+    assert not passes(logging.INFO, "Started Serve")
+    assert not passes(logging.WARNING, "Token authentication is enabled for this Ray cluster. Set ...")
+    assert not passes(
+        logging.WARNING, "Replica(id='x') will not be considered for future requests because it has died."
+    )
+
+
+def test_what_a_run_says_of_its_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert session.starting(Profile()) == "Ray starts on this machine"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert session.starting(Profile()) == "Ray at 10.0.0.1:6379 is joined"
