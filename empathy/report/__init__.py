@@ -62,7 +62,7 @@ def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:
         "training_sets": drops.training_sets(cells, store),
         "sources": drops.sources(stage, store),
         "ratings": ratings.ratings(cells, store),
-        "served": content.served(tables),
+        "served": content.served(tables, cells, store),
         "judged": content.judged_sizes(tables),
         "samples": content.side_by_side(cells, tables, test, store, spec),
     }

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from empathy.artifact import Artifact
 from empathy.records import Dialogue
 from empathy.report.cells import Cells
 from empathy.report.judged import Table
@@ -82,30 +83,35 @@ def _outcomes(tables: Iterable[Table], chosen: set[str]) -> Iterator[dict[str, A
             yield match | {"dialogue": ident, "outcomes": outcomes}
 
 
-def served(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """Who was asked to judge, who answered, how often, and for how many tokens (None where a provider did not say)."""
-    found: dict[str, dict[str, Any]] = {}
-    for t in tables:
-        row = found.setdefault(
-            t.judge,
-            {
-                "asked": t.judge,
-                "served": set(),
-                "verdicts": 0,
-                "uncalled": 0,
-                "calls": 0,
-                "tokens_in": 0,
-                "tokens_out": 0,
-            },
-        )
-        row["served"] |= set(pc.unique(t.rows["model_served"].drop_null()).to_pylist())
-        row["verdicts"] += t.rows.num_rows
-        row["uncalled"] += t.calls.uncalled
-        row["calls"] += pc.sum(t.rows["attempts"]).as_py()
-        for name in ("tokens_in", "tokens_out"):
-            known = t.rows[name].null_count == 0 and row[name] is not None
-            row[name] = row[name] + pc.sum(t.rows[name]).as_py() if known else None
+def served(tables: Iterable[Table], cells: Cells, store: Store) -> list[dict[str, Any]]:
+    """Who was asked to judge, who answered, how often, and for how many tokens (None where a provider did not say); of
+    pairs, and of replies by themselves ("rubric")."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    asked = [(t.judge, "pairs", t.rows) for t in tables]
+    for stage in (r.scores for r in cells.responders.values() if r.scores):
+        model = cast(VerdictsSpec, stage.spec).judge.model
+        asked.append((model, "rubric", _whole(store.get(stage))))
+    for model, of, rows in asked:
+        _count(found.setdefault((model, of), {"asked": model, "of": of} | _NONE | {"served": set()}), rows)
     return [row | {"served": sorted(row["served"])} for _, row in sorted(found.items())]
+
+
+_NONE = {"verdicts": 0, "uncalled": 0, "calls": 0, "tokens_in": 0, "tokens_out": 0}
+
+
+def _whole(artifact: Artifact) -> pa.Table:
+    names = ["model_served", "attempts", "tokens_in", "tokens_out"]
+    return pa.concat_tables(artifact.table(k).select(names) for k in range(len(artifact.parts)))
+
+
+def _count(row: dict[str, Any], rows: pa.Table) -> None:
+    row["served"] |= set(pc.unique(rows["model_served"].drop_null()).to_pylist())
+    row["verdicts"] += rows.num_rows
+    row["uncalled"] += pc.sum(pc.equal(rows["attempts"], 0)).as_py() or 0
+    row["calls"] += pc.sum(rows["attempts"]).as_py() or 0
+    for name in ("tokens_in", "tokens_out"):
+        known = rows[name].null_count == 0 and row[name] is not None
+        row[name] = row[name] + (pc.sum(rows[name]).as_py() or 0) if known else None
 
 
 def flat(proofs: Mapping[str, Any], above: str = "") -> dict[str, Any]:

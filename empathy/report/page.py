@@ -136,6 +136,7 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "checks": book.checks(),
         "families": _families(book),
+        "several_judges": len({m.judge for m in book.matches}) > 1,
         "overviews": _overviews(book),
         "least_p": 2 / 2**clusters if 1 < clusters < FEW_CLUSTERS else None,
         "missing": [e for e in book.of("missing_share") if e.value is not None and e.value > 0.02],

@@ -13,6 +13,7 @@ from empathy.records import Dialogue, Score, Turn
 from empathy.report import Headline
 from empathy.report.book import Book
 from empathy.report.cells import Cells
+from empathy.report.content import served
 from empathy.report.page import draw_page
 from empathy.report.scored import estimates
 from empathy.specs import (
@@ -71,7 +72,8 @@ def report(tmp_path: Path) -> tuple[Stage, Store]:
 
 def _score(d: Dialogue, overall: float | None) -> Score:
     status = "unreadable" if overall is None else "ok"
-    return Score(d.id, d.id, d.group, "judge", 0, status, overall, overall, overall, overall)
+    levels = (overall, overall, overall, overall)
+    return Score(d.id, d.id, d.group, "judge", 0, status, *levels, model_served="judge-2", tokens_in=100, attempts=2)
 
 
 def test_means_differences_and_what_could_not_be_read(report: tuple[Stage, Store]) -> None:
@@ -87,6 +89,13 @@ def test_means_differences_and_what_could_not_be_read(report: tuple[Stage, Store
     assert (less.opponent, less.n) == ("base0", 3)
     assert less.value == pytest.approx((1 + 2 + 2) / 3)
     assert ("base0", "rubric_less_base") not in found
+
+
+def test_the_model_that_scored_is_told_beside_the_one_that_was_asked(report: tuple[Stage, Store]) -> None:
+    stage, store = report
+    [row] = served([], Cells(stage), store)
+    assert (row["asked"], row["of"], row["served"], row["verdicts"]) == ("judge", "rubric", ["judge-2"], 8)
+    assert (row["calls"], row["uncalled"], row["tokens_in"], row["tokens_out"]) == (16, 0, 800, None)
 
 
 def test_the_page_has_a_row_for_each(report: tuple[Stage, Store], tmp_path: Path) -> None:
