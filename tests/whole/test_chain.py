@@ -221,7 +221,11 @@ def test_trace_follows_one_dialogue_from_row_to_verdict(finished: Finished) -> N
     assert dialogue.turns[0].content in said.stdout
     for cell in work.lowered.cells:
         assert f"  {cell.name}: " in said.stdout
-    assert said.stdout.count("shown first / second") == len(work.lowered.cells)
+    everybody = len(work.lowered.cells) + 1  # and their base
+    assert said.stdout.count("rule-judge-1: against ") == everybody
+    assert said.stdout.count("held-out reply: -") == everybody
+    told = " ".join(said.stdout.split())
+    assert re.search(r"against tiny \(base\): (wins|loses|ties) shown first, (wins|loses|ties) shown second", told)
 
 
 def test_explain_says_how_two_checkpoints_differ(finished: Finished) -> None:
