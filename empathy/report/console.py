@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from empathy.records import Estimate
 from empathy.report.book import UNKNOWN, Book, number, opponent_kind, percent
+from empathy.words import counted
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -31,15 +32,15 @@ def _wins(book: Book, judge: str) -> str:
     table = [["arm", *(f"against {k}" for k in kinds)]]
     table += [[book.name(a), *(cells.get((a, k), UNKNOWN) for k in kinds)] for a in dict.fromkeys(e.arm for e in rows)]
     sizes = sorted({(e.n, e.clusters) for e in rows})
-    n = " or ".join(f"{n} verdicts in {c} clusters" for n, c in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
+    shown = [f"{counted(n, 'verdict')} in {counted(c, 'cluster')}" for n, c in sizes[:3]]
+    n = " or ".join(shown) + (" ..." if len(sizes) > 3 else "")
     return f"Win rate, % [95 % interval], judge {judge}; {n}\n\n{columns(table)}"
 
 
 def _warning(stand_ins: Sequence[str]) -> list[str]:
-    are = "is a fixed set of rules" if len(stand_ins) == 1 else "are fixed sets of rules"
-    said = (
-        f"Stand-ins: {' and '.join(stand_ins)} {are}, not a language model: no conclusion about empathy may be drawn."
-    )
+    one, many = "is a fixed set of rules, not a language model", "are fixed sets of rules, not language models"
+    are = one if len(stand_ins) == 1 else many
+    said = f"Stand-ins: {' and '.join(stand_ins)} {are}: no conclusion about empathy may be drawn."
     return [said] if stand_ins else []
 
 
