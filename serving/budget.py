@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from empathy.words import counted
+
 
 class BudgetSpent(ValueError):
     """The next call could pass the run's cap in dollars."""
@@ -33,7 +35,7 @@ class Spending:
 
     def __str__(self) -> str:
         cap = "" if self.max_usd is None else f" of {self.max_usd:.2f}"
-        more = f" + {self.unpriced} calls of unknown price" if self.unpriced else ""
+        more = f" + {counted(self.unpriced, 'call')} of unknown price" if self.unpriced else ""
         return f"${self.paid_usd:.2f}{cap}{more}"
 
 
