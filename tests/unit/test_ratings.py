@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -15,8 +16,8 @@ from cluster.steps import here
 from empathy.artifact import Artifact
 from empathy.files import open_files
 from empathy.lower import Lowered, lower
-from empathy.records import Demonstration, Dialogue, Preference, Reply, Score
-from empathy.report import Headline
+from empathy.records import Demonstration, Dialogue, Estimate, Preference, Reply, Score
+from empathy.report import Headline, render
 from empathy.report.cells import Cells
 from empathy.report.page import draw_page
 from empathy.report.ratings import ratings
@@ -33,6 +34,12 @@ RATED: dict[str, Any] = {
     "data__source": {"type": "sample"},
     "data__limit": 96,
 }
+
+
+SPLIT = {"sizes": {}, "side": "test", "source": "s", "how": {"type": "x"}, "groups": 0, "cap_words": 97}
+LISTS = ("stand_ins", "stages", "served", "judged", "samples", "training_sets", "sources")
+EMPTY: dict[str, Any] = {"split": SPLIT, **{name: [] for name in LISTS}}
+"""What a page says besides estimates, of a report that says nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +142,22 @@ def test_the_report_tells_the_ratings_that_decided(chain: tuple[Lowered, Store],
         c = len(by_group)
         se = (c / (c - 1) * sum(sum(x) ** 2 for x in by_group.values())) ** 0.5 / len(train)
         assert (r["high"] - r["low"]) / 2 == pytest.approx(_t(c - 1) * se, rel=1e-3)
-    content = {
-        "split": {"sizes": {}, "side": "test", "source": "s", "how": {"type": "x"}, "groups": 0, "cap_words": 97}
-    }
-    content |= {n: [] for n in ("stand_ins", "stages", "served", "judged", "samples", "training_sets", "sources")}
-    page = draw_page(lowered.report, [], content | {"ratings": found}, tmp_path, Headline("r", "?"), store.url)
+    page = draw_page(lowered.report, [], EMPTY | {"ratings": found}, tmp_path, Headline("r", "?"), store.url)
     rows = re.findall(r"<tr><td>([^<]*)</td><td>rule-judge-1</td>", page.read_text())
     assert rows == ["human replies", "rule-teacher-1 direct"]
+
+
+def test_a_report_made_before_ratings_were_told_is_drawn_with_them(
+    chain: tuple[Lowered, Store], tmp_path: Path
+) -> None:
+    lowered, store = chain
+    writer = store.writer(lowered.report)
+    writer.write_records(0, [], Estimate)
+    writer.add_file("content.json", json.dumps(EMPTY).encode())
+    writer.commit()
+    page = render(lowered.report, store, tmp_path, Headline("r", "?")).read_text()
+    assert page.count("<td>rule-judge-1</td>") == 2
+    assert '<h2 id="ratings">' in page
 
 
 def _t(degrees: int) -> float:
