@@ -20,6 +20,8 @@ BUCKET_S = 1.0
 """Shorter spans are added up: a pace never holds more than some hundreds."""
 LEAST_WORTH, LEAST_S = 0.05, 30.0
 """A pace is told once so much of a stage is done, or something in so much time."""
+LEAST_LEFT_S = 1.0
+"""Less is no estimate where more is unknown."""
 SILENT_S = 60.0
 """Who has not been heard of for so long, and twice as long as a stage takes, may be at anything."""
 HERE = "here"
@@ -38,10 +40,11 @@ class Sort:
 
 @dataclass(frozen=True)
 class Left:
-    """Seconds yet; `at_least` where some of what is left is not in them."""
+    """Seconds yet; `at_least` where some of what is left is not in them. `without`: work that nothing is known of."""
 
     seconds: float
     at_least: bool
+    without: tuple[str, ...] = ()
 
 
 class Pace:
@@ -169,20 +172,19 @@ class Estimate:
         return pace * (1.0 - work.share)
 
     def left(self, now: float) -> Left | None:
-        """Of the whole run, as if sorts were made one after another (side by side it is sooner).
-
-        None while more stages are of a sort that nothing is known of than are not, and while somebody is silent.
-        """
-        seconds, known, unknown = 0.0, 0, 0
+        """Of the whole run, as if sorts were made one after another (side by side it is sooner). None while nothing is
+        known of what is left, and while somebody is silent."""
+        seconds, without = 0.0, dict[str, None]()
         for sort, number in self._to_make.items():
             pace = self._pace(sort)
             if pace is not None:
                 seconds += pace * (number - self._begun(sort))
-            if number and sort.thread != HERE:
-                known, unknown = known + number * (pace is not None), unknown + number * (pace is None)
-        if unknown > known or self._is_silent(now) or not (known or seconds):
+            elif number and sort.thread != HERE:
+                without[sort.what] = None
+        at_least = bool(without) or self._is_coming_up()
+        if (at_least and seconds < LEAST_LEFT_S) or self._is_silent(now):
             return None
-        return Left(seconds, bool(unknown) or self._is_coming_up())
+        return Left(seconds, at_least, tuple(without))
 
     def _pace(self, sort: Sort) -> float | None:
         """Its own; where there is none yet, that of the same work with another model."""

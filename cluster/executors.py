@@ -154,10 +154,10 @@ def sort_of(stage: Stage, lanes: Sequence[Lane] = LANES) -> Sort:
 def _work_of(stage: Stage) -> str:
     """Stages of one kind that take as long as each other: an SFT, a DPO and the raising of a base do not."""
     if isinstance(stage.spec, RepliesSpec):
-        return f"replies of a {stage.spec.responder.type}"
+        return f"{stage.spec.responder.type} replies"
     if isinstance(stage.spec, CheckpointSpec):
         objective = stage.spec.objective.type if stage.spec.objective else "found"
-        return f"checkpoint {'raised' if stage.spec.objective and stage.spec.base else objective}"
+        return f"checkpoints ({'raised' if stage.spec.objective and stage.spec.base else objective})"
     return stage.kind
 
 

@@ -303,7 +303,8 @@ class Progress:
         left = self._estimate.left(self.now_s())
         if left is None:
             return "time to go unknown"
-        return f"{'at least' if left.at_least else 'about'} {clock(left.seconds)} to go"
+        without = f" (not counted: {', '.join(left.without)})" if left.without else ""
+        return f"{'at least' if left.at_least else 'about'} {clock(left.seconds)} to go{without}"
 
     # ---- the live view
 

@@ -47,8 +47,9 @@ class Tally:
         if not self._asking or self._seen is None:
             return ""
         said = counted(calls := self._number(), "call")
-        if len(self._calls) > 1 and (seconds := self._calls[-1][0] - self._calls[0][0]) > 0:
-            said += f" ({(calls - self._calls[0][1]) / seconds:,.1f}/s)"
+        lately = calls - self._calls[0][1]
+        if lately and (seconds := self._calls[-1][0] - self._calls[0][0]) > 0:
+            said += f" ({lately / seconds:,.1f}/s)"
         if self._seen.spending.unpriced:
             return f"{said}, dollars unknown (a model has no price)"
         return f"{said}, ${self._seen.spending.paid_usd:,.2f} spent{self._to_come(self._seen, estimate)}"

@@ -11,10 +11,11 @@ from typing import Any
 
 @dataclass
 class News:
-    """`latest`: progress by key since the last news. `ends`: what became of the orders that ended: None, or the error's
+    """`told`: (done, of) of each stage by key since the last news: the first word, the last, and each that another one
+    falls behind. `ends`: what became of the orders that ended: None, or the error's
     type and text. `losses`: since the last news, why a group was broken up, by rank. `refused`: why workers gave up."""
 
-    latest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    told: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     ends: list[tuple[str, str] | None] = field(default_factory=list)
     losses: list[dict[int, str]] = field(default_factory=list)
     refused: str | None = None
@@ -47,7 +48,11 @@ class Board:
         return len(self._news.ends)
 
     async def tell(self, key: str, done: int, total: int) -> None:
-        self._news.latest[key] = (done, total)
+        told = self._news.told.setdefault(key, [])
+        if len(told) > 1 and told[-2][0] <= told[-1][0] <= done:
+            told[-1] = (done, total)
+        else:
+            told.append((done, total))
 
     async def end(self, number: int, error: tuple[str, str] | None) -> None:
         """Order `number` has ended."""
@@ -71,9 +76,9 @@ class Board:
             return len(self._news.ends) > known or bool(self._news.losses) or self._news.refused is not None
 
         await self._wait(is_there, patience_s)
-        latest, self._news.latest = self._news.latest, {}
+        told, self._news.told = self._news.told, {}
         losses, self._news.losses = self._news.losses, []
-        return News(latest, self._news.ends[known:], losses, self._news.refused)
+        return News(told, self._news.ends[known:], losses, self._news.refused)
 
     async def _wake(self) -> None:
         async with self._changed:

@@ -203,8 +203,9 @@ def _feed(
             news = board.call("news", ended, NEWS_S)
         except RayActorError:  # the board is lost, and so its workers will end
             break
-        for key, (done, total) in news.latest.items():
-            work.progress.units(by_key[key], done, total)
+        for key, told in news.told.items():
+            for done, total in told:
+                work.progress.units(by_key[key], done, total)
         for error in news.ends:
             _tell(work, orders[ended], error)
             ended += 1

@@ -53,11 +53,21 @@ async def test_news_come_when_an_order_ends_and_a_new_group_begins_behind_it() -
     await board.tell("k", 3, 9)
     await board.end(0, ("ValueError", "no"))
     news = await asyncio.wait_for(waiting, 5)
-    assert (news.latest, news.ends, news.refused) == ({"k": (3, 9)}, [("ValueError", "no")], None)
+    assert (news.told, news.ends, news.refused) == ({"k": [(3, 9)]}, [("ValueError", "no")], None)
     assert await board.first_open() == 1
     await board.end(1, None)
     later = await board.news(1, 0.0)
-    assert (later.latest, later.ends) == ({}, [None])
+    assert (later.told, later.ends) == ({}, [None])
+
+
+async def test_of_many_words_the_first_the_last_and_each_fall_are_news() -> None:
+    """A stage is first heard of where it begins, and a loss shows where it goes on, however rarely news are read."""
+    board = Board()
+    for done in (0, 1, 2, 7, 4, 5, 6, 0, 3):
+        await board.tell("k", done, 9)
+    assert (await board.news(0, 0.0)).told == {"k": [(0, 9), (7, 9), (4, 9), (6, 9), (0, 9), (3, 9)]}
+    await board.tell("k", 4, 9)
+    assert (await board.news(0, 0.0)).told == {"k": [(4, 9)]}
 
 
 async def test_a_loss_is_news_at_once_and_once() -> None:

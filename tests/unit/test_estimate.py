@@ -85,15 +85,21 @@ def test_the_pace_is_that_of_the_last_five_minutes() -> None:
     assert e.left(430.0) == Left(pytest.approx(300.0), at_least=False)
 
 
-def test_unknown_sorts_make_it_at_least_and_where_they_are_most_of_it_unknown() -> None:
+def test_sorts_that_nothing_is_known_of_are_named_and_in_no_sum() -> None:
     e = estimate(a=SFT, b=SFT, c=SFT, d=DPO, e=DPO)
+    assert e.left(0) is None
     work(e, "a", [(0, 0.0), (5, 0.5)])
-    assert e.left(5) == Left(pytest.approx(25.0), at_least=True)  # three of five are known
+    assert e.left(5) == Left(pytest.approx(25.0), True, ("checkpoint dpo",))
     e.taken("b", 9)
     e.ended("a", 10)
-    assert e.left(10) == Left(pytest.approx(20.0), at_least=True)
+    e.taken("c", 19)
     e.ended("b", 20)
-    assert e.left(20) is None  # one SFT is known, two DPOs are not
+    assert e.left(20) == Left(pytest.approx(10.0), True, ("checkpoint dpo",))
+    e.taken("d", 29)
+    e.ended("c", 30)
+    assert e.left(30) is None  # two DPOs, of which nothing is known
+    work(e, "d", [(31, 0.0), (41, 0.5)])  # a second of setting up is part of the pace: 11 s for a half
+    assert e.left(41) == Left(pytest.approx(33.0), at_least=False)
 
 
 def test_too_little_work_tells_nothing() -> None:

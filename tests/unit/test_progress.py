@@ -200,7 +200,7 @@ def test_every_half_minute_the_whole_run_is_told_with_what_the_quota_has_seen() 
     whole = [line for line in told.lines if "in all" in line]
     assert whole == [
         "[0:30] in all: 0 of 3 stages made, 1 at work, 2 to come; 120 calls (4.0/s), $0.30 spent, about $0.90 to come; "
-        "at least 1:15 to go",
+        "at least 1:15 to go (not counted: logprobs)",
     ]
     assert told.progress.snapshot().money == "200 calls (6.0/s), $0.30 spent, about $0.90 to come"
     assert "[0:16] 0/3 replies    a: 44 of 200 dialogues, 0:39 to go" in told.lines
@@ -287,7 +287,7 @@ def test_the_view_has_every_kind_what_is_at_work_the_money_and_the_time() -> Non
         "  logprobs s: 0 of 50 examples",
         "  replies a: 100 of 200 dialogues, 0:10 to go",
         "120 calls (4.0/s), $0.30 spent, about $0.90 to come",
-        "0:10 gone, at least 0:30 to go",
+        "0:10 gone, at least 0:30 to go (not counted: logprobs)",
     ]
 
 
