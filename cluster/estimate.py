@@ -72,11 +72,12 @@ class Pace:
 
 
 class _Work:
-    """One stage in work: how far it is (None: not heard of yet), since when, and its own pace."""
+    """One stage in work: how far it is (None: not heard of yet), since when, when more of it was done, its own pace."""
 
     def __init__(self) -> None:
         self.share: float | None = None
-        self.first_s = self.last_s = 0.0
+        self.first_s = 0.0
+        self.last_s: float | None = None
         self.pace = Pace()
 
 
@@ -108,16 +109,18 @@ class Estimate:
         work = self._at_work[sort.thread].setdefault(key, _Work())
         if work.share is None:
             work.first_s = now
-            self._count(sort, 0.0, now)
         elif share < work.share:
-            work.pace = Pace()
-            self._heard_s[sort.thread] = now
-        else:
+            work.pace, work.last_s = Pace(), None
+            self.rests(sort.thread)
+        elif share > work.share:
             self._count(sort, share - work.share, now)
-            work.pace.add(now - work.last_s, share - work.share)
-        work.share, work.last_s = share, now
+            if work.last_s is not None:
+                work.pace.add(now - work.last_s, share - work.share)
+            work.last_s = now
+        work.share = share
 
     def _count(self, sort: Sort, worth: float, now: float) -> None:
+        """A thread's clock begins with the first work that is done: what was there before may be its coming up."""
         since = self._heard_s.get(sort.thread)
         self._heard_s[sort.thread] = now
         self._worth[sort.thread] += worth
@@ -167,9 +170,10 @@ class Estimate:
         """Seconds that a stage in work takes yet, by its own pace."""
         sort = self._sorts.get(key)
         work = self._at_work[sort.thread].get(key) if sort else None
-        if work is None or work.share is None or not (pace := work.pace.seconds) or now - work.last_s > SILENT_S:
+        if work is None or work.share is None or work.last_s is None or now - work.last_s > SILENT_S:
             return None
-        return pace * (1.0 - work.share)
+        pace = work.pace.seconds
+        return pace * (1.0 - work.share) if pace else None
 
     def left(self, now: float) -> Left | None:
         """Of the whole run, as if sorts were made one after another (side by side it is sooner). None while nothing is

@@ -17,7 +17,7 @@ from cluster.quota import RunQuota
 from cluster.schedule import Place
 from cluster.steps import here
 from cluster.work import Needs, Work
-from empathy.specs import CheckpointSpec, RepliesSpec, Student, Teacher, VerdictsSpec
+from empathy.specs import CheckpointSpec, ExamplesSpec, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from serving.providers import Provider
@@ -152,13 +152,15 @@ def sort_of(stage: Stage, lanes: Sequence[Lane] = LANES) -> Sort:
 
 
 def _work_of(stage: Stage) -> str:
-    """Stages of one kind that take as long as each other: an SFT, a DPO and the raising of a base do not."""
+    """Stages of one kind that take as long as each other: an SFT, a DPO and the raising of a base do not, nor does the
+    scoring of a training set and of held-out examples."""
     if isinstance(stage.spec, RepliesSpec):
         return f"{stage.spec.responder.type} replies"
     if isinstance(stage.spec, CheckpointSpec):
         objective = stage.spec.objective.type if stage.spec.objective else "found"
         return f"checkpoints ({'raised' if stage.spec.objective and stage.spec.base else objective})"
-    return stage.kind
+    examples = stage.inputs["examples"].spec if stage.kind == "logprobs" and "examples" in stage.inputs else None
+    return f"logprobs ({examples.purpose} {examples.objective})" if isinstance(examples, ExamplesSpec) else stage.kind
 
 
 __all__ = ["LANES", "Context", "Lane", "Needs", "Place", "Work", "place_of", "sort_of"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ QUIET = (
     "Token authentication is enabled",  # what we want; Ray says it at each start
     "will not be considered for future requests because it has died",  # `cluster.steps.generating` says it in words
 )
-TOLD = "A worker died or was killed while executing a task"
+TOLD = re.compile(r"A worker died or was killed while executing a task|Task .* will be retried", re.DOTALL)
 """Ray's word on every process that ends, engines that we end included. Those that matter are told by who waits for
 them (`Progress.lost`)."""
 
@@ -74,7 +75,7 @@ def _relay(data: Any, ignore_prefix: bool = False) -> None:
     """Errors that Ray publishes to its drivers, such as a machine without memory: the first sentence of each, on
     standard error, not a page of advice on standard output, where the report goes."""
     for line in data["lines"]:
-        if not line.startswith(TOLD):
+        if not TOLD.match(line):
             print(f"Ray: {line.partition('. ')[0].strip()}", file=sys.stderr, flush=True)
 
 

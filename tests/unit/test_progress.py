@@ -123,7 +123,7 @@ def test_what_was_saved_before_is_said_and_is_no_pace() -> None:
         "[0:00] 0/1 logprobs   s goes on at 50 of 100 examples, which were saved before",
         "[0:00] 0/1 logprobs   s: 50 of 100 examples, time to go unknown",
         "[0:12] 0/1 logprobs   s: 51 of 100 examples, time to go unknown",
-        "[0:24] 0/1 logprobs   s: 60 of 100 examples, 1:36 to go",
+        "[0:24] 0/1 logprobs   s: 60 of 100 examples, 0:53 to go",
     ]
 
 
@@ -142,8 +142,8 @@ def test_a_loss_is_said_once_and_then_where_the_work_goes_on() -> None:
         "[0:21] warning: training: rank 1 of 2 ended; all start again",
         "[1:20] 0/1 logprobs   s goes on at 30; it was at 40 of 100 examples",
         "[1:20] 0/1 logprobs   s: 30 of 100 examples, time to go unknown",
-        "[1:20] in all: 0 of 1 stage made, 1 at work; about 0:35 to go",
-        "[1:30] 0/1 logprobs   s: 50 of 100 examples, 0:25 to go",
+        "[1:20] in all: 0 of 1 stage made, 1 at work; at least 0:35 to go",
+        "[1:30] 0/1 logprobs   s: 50 of 100 examples, time to go unknown",
         "[1:40] 0/1 logprobs   s begins anew; it was at 50 of 100 examples",
         "[1:40] 0/1 logprobs   s: 0 of 100 examples",
     ]
@@ -277,7 +277,7 @@ def test_the_view_has_every_kind_what_is_at_work_the_money_and_the_time() -> Non
     told = Told(first, second, scored)
     told.take(first)
     told.at(0).units(first, 0, 200)
-    told.at(5).seen(seen(100))
+    told.at(5).seen(seen(100, 0.15, rows={first.key: 50}))
     told.at(10).seen(seen(120, 0.30, rows={first.key: 100}))
     told.progress.units(scored, 0, 50)
     assert shown(told) == [

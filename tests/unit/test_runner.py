@@ -6,24 +6,27 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from cluster import runner
-from cluster.executors import Context, Lane
+from cluster.executors import Context, Lane, sort_of
 from cluster.lease import is_free, try_lease
 from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.schedule import Place, Schedule, State
 from cluster.steps.generating import _due
 from cluster.work import Needs, StoppedError, Work
+from empathy.lower import lower
 from empathy.specs import DialoguesSpec, LogprobsSpec, PaperSplit, ReportSpec
-from empathy.stages import Stage
+from empathy.stages import Stage, walk
 from empathy.store import Store
 from serving.budget import BudgetSpent
 from serving.providers import ProviderDown
+from tests.experiments import tiny
 
 SOURCE = Stage(DialoguesSpec(source="jsonl", digest="0", split=PaperSplit()), label="source")
 
@@ -339,3 +342,25 @@ def test_an_engine_starts_when_what_is_missing_has_failed_or_is_in_other_hands()
         assert held is not None
         schedule.hold(held)
     assert _due([a, b], schedule) == a, "nothing else can run here"
+
+
+def test_stages_that_take_as_long_as_each_other_are_of_one_sort(tmp_path: Path) -> None:
+    stages = list(walk([lower(tiny(tmp_path)).report]))
+    found = Counter((sort.thread, sort.what) for sort in map(sort_of, stages))
+    assert found == {
+        ("here", "dialogues"): 2,
+        ("here", "recorded replies"): 1,
+        ("here", "examples"): 5,
+        ("here", "report"): 1,
+        ("asking embedded rule-teacher-1", "teacher replies"): 1,
+        ("asking embedded rule-judge-1", "verdicts"): 8,
+        ("training", "checkpoints (raised)"): 1,
+        ("training", "checkpoints (sft)"): 1,
+        ("training", "checkpoints (dpo)"): 1,
+        ("training", "logprobs (train dpo)"): 1,
+        ("training", "logprobs (heldout sft)"): 3,
+        ("training", "logprobs (heldout dpo)"): 3,
+        ("generating", "student replies"): 3,
+    }
+    (base,) = {sort.model for sort in map(sort_of, stages) if sort.thread == "training"}
+    assert base == next(s.key for s in stages if s.kind == "checkpoint")
