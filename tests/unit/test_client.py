@@ -16,10 +16,13 @@ from typing import Any
 
 import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from empathy.files import Files, open_files
 from empathy.records import Turn
 from empathy.requests import Answer, Asking, Request
+from serving.blame import QUESTION
 from serving.budget import BudgetSpent
 from serving.calls import Bill
 from serving.client import Counts, drive
@@ -254,6 +257,34 @@ def test_a_provider_that_never_answered_is_not_waited_for(scripted: Callable[...
     assert time.monotonic() - began < 60 < Provider("scripted", url).patience_s
     with Ledger(files) as ledger:
         assert len(ledger) == 10
+
+
+def test_a_provider_that_is_back_for_each_question_and_away_for_each_row_ends_the_run(files: Files) -> None:
+    """Row 1 is answered; row 2 never, and what else is asked fails once each time before it is answered."""
+    asked, questions = 0, 0
+
+    async def complete(http: web.Request) -> web.Response:
+        nonlocal asked, questions
+        said = (await http.json())["messages"][0]["content"]
+        asked += said == request(2).messages[0].content
+        questions += said == QUESTION.content
+        away = said == request(2).messages[0].content or (said == QUESTION.content and questions % 2)
+        return web.Response(status=503) if away else web.Response(body=completion({"content": "Oh."}))
+
+    async def work() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", complete)
+        async with TestServer(app) as server:
+            place = Provider("scripted", str(server.make_url("/v1")), attempts=2, backoff_s=0.001)
+            with Ledger(files) as ledger:
+                async for _ in drive(rows(1, 2), place, ledger, 1):
+                    pass
+
+    with pytest.raises(ProviderDown, match="comes and goes: 12 attempts of one request came to nothing"):
+        asyncio.run(work())
+    assert (asked, questions) == (12, 12)
+    with Ledger(files) as ledger:
+        assert (request(1).key in ledger, request(2).key in ledger) == (True, False)
 
 
 def test_a_provider_that_answers_none_of_many_rows_stops_the_run(
