@@ -110,7 +110,7 @@ class Estimate:
         if work.share is None:
             work.first_s = now
         elif share < work.share:
-            work.pace, work.last_s = Pace(), None
+            work.pace = Pace()
             self.rests(sort.thread)
         elif share > work.share:
             self._count(sort, share - work.share, now)
@@ -151,8 +151,10 @@ class Estimate:
             self._to_make[sort] -= 1
 
     def rests(self, thread: str) -> None:
-        """What works there is gone and comes again: until its next sign of life no time is counted."""
+        """What works there is gone and comes again: until it has done something no time is counted."""
         self._heard_s.pop(thread, None)
+        for work in self._at_work[thread].values():
+            work.last_s = None
 
     def _rest_if_idle(self, thread: str) -> None:
         if not self._at_work[thread]:

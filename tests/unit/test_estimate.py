@@ -75,6 +75,18 @@ def test_a_killed_worker_and_its_restart_change_the_estimate_by_the_work_that_wa
     assert e.left(160.0) == Left(pytest.approx(130.0), at_least=False)
 
 
+def test_an_outage_after_which_the_work_goes_on_where_it_was_is_in_no_pace() -> None:
+    """A tenth in 10 s, an engine that is away for 80 s, then a tenth in 10 s again: 70 s to go."""
+    e = estimate(a=SFT)
+    work(e, "a", [(0, 0.0), (10, 0.1)])
+    e.rests("training")
+    assert e.of_stage("a", 20) is None
+    e.at("a", 0.2, 100)
+    e.at("a", 0.3, 110)
+    assert e.of_stage("a", 110) == pytest.approx(70.0)
+    assert e.left(110) == Left(pytest.approx(70.0), at_least=False)
+
+
 def test_a_worker_that_died_unnoticed_is_seen_by_work_that_goes_backwards() -> None:
     e = estimate(a=SFT)
     work(e, "a", [(0, 0.0), (10, 0.1), (20, 0.2)])
