@@ -74,7 +74,7 @@ class ReportSpec(Spec):
     locator."""
 
     kind: ClassVar[str] = "report"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     bootstrap: int = Field(10_000, ge=100)
     seed: int = 0
     examples_shown: int = Field(5, ge=0)
