@@ -9,8 +9,8 @@ falls to what was accepted. After that a 429 cuts 4%, or down to what is measure
 at most once a feedback delay, since requests sent at the old rate say nothing about the new one.
 - Without 429s it probes upwards. The step starts at half a percent and doubles with each quiet delay: near the limit
 the excess is small, and a limit that was doubled is found in about eight steps.
-- Known limit (profile or header): paced at 0.98 of it from the start. 429s are heeded all the same, because others may
-use the same key.
+- Known limit (profile or header): paced at 0.98 of it from the start. More 429s than jitter makes are heeded all the
+same, because others may use the same key.
 - Retry-After: nothing is sent until then. Such a pause costs much, so the next probe waits ten times as long.
 """
 
@@ -34,8 +34,9 @@ FAR, OUTAGE = 0.9, 0.25
 spent window of a minute), and then what was learned before stays true."""
 FIRST_STEP = 0.025
 BEYOND = 1.01
-TOLERATED = 0.002
-"""This share of 429s is jitter at a limit that is right, not a reason to slow down."""
+TOLERATED, TOLERATED_AS_TOLD = 0.002, 0.02
+"""This share of 429s is jitter at a limit that is right, not a reason to slow down: of one that was found, and of one
+that the provider or the profile told."""
 MEASURED_S = 1.0
 """Accept rates are measured over at least a second: limits are often counted in whole ones."""
 LEAST_JUDGED, JUDGED = 2, 5
@@ -121,7 +122,8 @@ class Pace:
         """Look at what is known by now; the rate from now on, in requests a second (infinite: no limit)."""
         self._forget(now)
         sent, limited = self._since(max(self._cut_at, now - self._recent_s))
-        if limited > TOLERATED * sent:
+        as_told = self.rate_per_s == self._ceiling < math.inf
+        if limited > (TOLERATED_AS_TOLD if as_told else TOLERATED) * sent:
             if sent >= LEAST_JUDGED:
                 self._slow_down(now)
         elif self.rate_per_s < self._ceiling and self._tried(now):

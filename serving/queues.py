@@ -15,6 +15,8 @@ GAP_S = 0.01
 """Two exchanges are at least so far apart."""
 TOGETHER_S = 0.02
 """Calls are let go in groups of so much time: one at a time each wakes two processes, which costs more CPU than it."""
+CATCH_UP_S = 0.04
+"""What a busy worker has not sent in time goes at once only so far back; the rest is spread over its next lease."""
 EXPIRES_S = 0.5
 """A permit that was not used by then is void: it would come as a burst."""
 
@@ -208,6 +210,7 @@ class Queue:
     def _release(self) -> None:
         """Let go who may go, and come again when the next one may."""
         now = self._loop.time()
+        self._next_at = max(self._next_at, now - CATCH_UP_S)
         while self.waiting and self._held and self._next_at <= now and self._affordable(self.waiting[0]):
             permit = self.waiting.popleft()
             if permit.future is not None and permit.future.done():
