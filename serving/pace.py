@@ -11,7 +11,7 @@ at most once a feedback delay, since requests sent at the old rate say nothing a
 the excess is small, and a limit that was doubled is found in about eight steps.
 - Known limit (profile or header): paced at 0.98 of it from the start. More 429s than jitter makes are heeded all the
 same, because others may use the same key.
-- Retry-After: nothing is sent until then. Such a pause costs much, so the next probe waits ten times as long.
+- Retry-After: nothing is sent until then. Such a pause costs much, so the next probe waits twenty times as long.
 """
 
 from __future__ import annotations

@@ -49,8 +49,9 @@ def dialogues(store: Store) -> Stage:
     return stage
 
 
-def teaching(store: Store) -> Stage:
-    teacher = Teacher(provider="scripted", model="rule-teacher-1", turns=("{dialogue}\n\nAnswer the speaker.",))
+def teaching(store: Store, **fields: Any) -> Stage:
+    turns = ("{dialogue}\n\nAnswer the speaker.",)
+    teacher = Teacher(provider="scripted", model="rule-teacher-1", turns=turns, **fields)
     return Stage(RepliesSpec(responder=teacher), {"dialogues": dialogues(store)}, label="rule-teacher-1 direct")
 
 
@@ -140,8 +141,9 @@ IMPATIENT = {"attempts": 2, "backoff_s": 0.01, "patience_s": 0.2}
 
 
 def test_rows_without_a_reply_are_no_part_of_an_artifact(store: Store, server: Scripted) -> None:
-    """60% of what is asked gets a 500, and so does the question whether the provider is there at all (by its hash)."""
-    stage = teaching(store)
+    """60% of what is asked gets a 500, by its hash: with this `max_tokens` not the first row, but the question whether
+    the provider is there at all."""
+    stage = teaching(store, max_tokens=400)
     server.reset(Faults(fault="500", first=0, share=0.6))
     with pytest.raises(ProviderDown, match="no reply"):
         make(stage, store, server, **IMPATIENT)
@@ -150,7 +152,7 @@ def test_rows_without_a_reply_are_no_part_of_an_artifact(store: Store, server: S
     server.reset(Faults())
     make(stage, store, server)
     assert [r.dropped for r in store.get(stage).read(Reply)] == [None] * 15
-    assert server.counts()["total"] == 15 - kept
+    assert server.counts()["total"] == 15 - kept < 15
 
 
 def test_a_row_that_is_to_blame_is_dropped_and_its_part_is_there(store: Store, server: Scripted) -> None:
