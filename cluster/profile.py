@@ -70,6 +70,7 @@ class Training(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = Field(8, ge=1)
     gradient_checkpointing: bool = False
+    share_prefixes: bool = True
     save_every_s: float = Field(300, gt=0)
     max_failures: int = Field(3, ge=0)
 

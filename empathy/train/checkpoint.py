@@ -13,7 +13,7 @@ from typing import Any
 from empathy.records import Demonstration, Logprob, Preference
 from empathy.specs import Dpo, HubBase, Sft
 from empathy.stages import Stage
-from empathy.train import save, watch
+from empathy.train import save, sharing, watch
 from empathy.train.base import tokenizer_and_template
 from empathy.train.bench import Bench, adapter_of, base_of, checkpoint_spec
 from empathy.train.group import tell_accelerate
@@ -144,6 +144,8 @@ def _trainer(stage: Stage, bench: Bench, renderer: Renderer, rows: Set, plan: Pl
         config = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True})
     lora = adapter_of(stage)
     model = starting_model(stage, bench, renderer)  # after the config: ZeRO-3 reads it while it loads
+    if bench.placement.share_prefixes and bench.placement.zero_stage < 3:  # ZeRO-3 brings weights module by module
+        sharing.install(model)
     trainer = (PlannedDpo if isinstance(objective, Dpo) else PlannedSft)(
         model=model,
         args=config,

@@ -11,6 +11,7 @@ from typing import Any
 from empathy.records import Demonstration, Logprob, Preference, Side
 from empathy.specs import ExamplesSpec, LogprobsSpec
 from empathy.stages import Stage
+from empathy.train import sharing
 from empathy.train.bench import Bench, adapter_of, base_of
 from empathy.train.save import versions
 from empathy.train.tokens import Renderer, Row, demonstration_rows, preference_rows
@@ -66,11 +67,15 @@ def scoring_model(checkpoint: Stage, bench: Bench, precision: str) -> Iterator[A
     """The checkpoint's model in evaluation; adapters sit on the resident base while they are needed."""
     if adapter_of(checkpoint) is None:
         full = bench.base_model(checkpoint, precision)
+        if bench.placement.share_prefixes:
+            sharing.install(full)
         yield full.to(bench.group.device).eval()
         return
     from peft import PeftModel
 
     base = bench.base_model(base_of(checkpoint), precision)
+    if bench.placement.share_prefixes:
+        sharing.install(base)
     model = PeftModel.from_pretrained(base, str(bench.folder(checkpoint) / "adapter"), autocast_adapter_dtype=False)
     try:
         yield model.to(bench.group.device).eval()
@@ -79,14 +84,21 @@ def scoring_model(checkpoint: Stage, bench: Bench, precision: str) -> Iterator[A
 
 
 def batches(items: Sequence[Item], padded_tokens: int) -> list[list[int]]:
-    """Item numbers in batches of similar length, each of at most `padded_tokens` tokens with padding (or one item)."""
+    """Item numbers in batches of similar length, each of at most `padded_tokens` tokens with padding (or one item).
+
+    The two replies of a pair stay together: what they share is read once.
+    """
+    longest: dict[str, int] = {}
+    for ident, _, row in items:
+        longest[ident] = max(len(row), longest.get(ident, 0))
     made: list[list[int]] = []
-    for i in sorted(range(len(items)), key=lambda i: (-len(items[i][2]), i)):
-        longest = len(items[made[-1][0]][2]) if made else 0
-        if made and (len(made[-1]) + 1) * longest <= padded_tokens:
+    widest = 0
+    for i in sorted(range(len(items)), key=lambda i: (-longest[items[i][0]], items[i][0], i)):
+        if made and (len(made[-1]) + 1) * widest <= padded_tokens:
             made[-1].append(i)
         else:
             made.append([i])
+            widest = longest[items[i][0]]
     return made
 
 

@@ -13,6 +13,8 @@ class Placement:
     """workers: processes, one a GPU. micro_batch: how many examples (a DPO pair is one) a worker holds at once at
     most, None = its share. zero_stage: DeepSpeed ZeRO. save_every_steps, save_every_s: how often a resumable checkpoint
     goes to the store, None = not by that measure. threads: CPU threads a worker, None = its share of the machine.
+    share_prefixes: the rows of a micro-batch are read as trees, what they begin with once and padding never
+    (`empathy.train.sharing`; not under ZeRO-3).
     local_dir: scratch space, None = the system's. score_tokens: padded tokens in one batch of log-probabilities.
     timeout_s: how long a worker waits for the others before it gives up.
     """
@@ -22,6 +24,7 @@ class Placement:
     zero_stage: Literal[0, 1, 2, 3] = 2
     device: Device = "auto"
     gradient_checkpointing: bool = False
+    share_prefixes: bool = True
     save_every_steps: int | None = None
     save_every_s: float | None = 300.0
     local_dir: str | None = None

@@ -14,12 +14,18 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 from trl import DPOTrainer, SFTTrainer
+from trl.trainer import utils as trl_utils
 
 from empathy.specs import CheckpointSpec, Optimiser
 from empathy.train import order
 from empathy.train.bench import Bench
 from empathy.train.placement import Cut
 from empathy.train.progress import Progress
+
+assert callable(trl_utils._use_triton)
+vars(trl_utils)["_use_triton"] = lambda device: True
+"""TRL's fused head scores the supervised positions alone where Triton is, and all of them elsewhere, for compilers that
+want one shape. Nothing is compiled here, so the prompt's positions are left out on a CPU too."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""A batch laid out anew gives what the padded batch gives: tokens, hidden states, gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.gpt2 import GPT2Config
+from transformers.models.llama import LlamaConfig
+from transformers.models.mamba import MambaConfig
+from transformers.models.mistral import MistralConfig
+from transformers.models.qwen3 import Qwen3Config
+
+from empathy.train import sharing
+
+Rows = list[list[int]]
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: LlamaConfig(**TINY),
+    "qwen3": lambda: Qwen3Config(**TINY),
+    "mistral": lambda: MistralConfig(**TINY, sliding_window=4096),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    ),
+}
+CHEAP_PAIRS = sharing.Cost(token=1.0, pair=1e-3)
+
+
+def model_of(config: Any) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def drawn(seed: int, prompts: int = 5, replies: int = 3, trunk: int = 4) -> Rows:
+    """Rows of every prompt with each of its replies; all begin with the same `trunk`."""
+    rng = np.random.default_rng(seed)
+    said = lambda least, most: rng.integers(3, 64, rng.integers(least, most)).tolist()  # noqa: E731
+    begun = said(trunk, trunk + 1)
+    rows = [begun + prompt + said(1, 9) for prompt in [said(3, 15) for _ in range(prompts)] for _ in range(replies)]
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def padded(rows: Rows, left: bool = False) -> dict[str, torch.Tensor]:
+    longest = max(map(len, rows))
+    fill = [[0] * (longest - len(row)) for row in rows]
+    ids = [f + row if left else row + f for row, f in zip(rows, fill, strict=True)]
+    there = [
+        [0] * len(f) + [1] * len(row) if left else [1] * len(row) + [0] * len(f)
+        for row, f in zip(rows, fill, strict=True)
+    ]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(there)}
+
+
+def laid_out(rows: Rows, cost: sharing.Cost = CHEAP_PAIRS) -> sharing.Layout | None:
+    return sharing.lay_out(padded(rows)["input_ids"].numpy(), np.array([len(row) for row in rows]), cost)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_token_sees_its_own_past_and_nothing_else(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "WORTH", float("inf"))
+    rows = drawn(seed, prompts=1 + seed % 6, replies=1 + seed % 4, trunk=seed % 5)
+    layout = laid_out(rows)
+    assert layout is not None
+    T = layout.ids.shape[1]
+    for row, places in zip(rows, layout.place, strict=True):
+        for t, place in enumerate(places[: len(row)]):
+            r, q = divmod(int(place), T)
+            seen = np.flatnonzero(layout.mask[r, 0, q])
+            by_position = sorted(zip(layout.positions[r, seen].tolist(), layout.ids[r, seen].tolist(), strict=True))
+            assert by_position == list(enumerate(row[: t + 1]))
+
+
+def test_what_rows_share_is_read_once() -> None:
+    prompt = list(range(3, 43))
+    rows = [[*prompt, 50], [*prompt, 51, 52], [*prompt, 53]]
+    layout = laid_out(rows)
+    assert layout is not None
+    assert layout.ids.shape == (1, 40 + 1 + 2 + 1)
+
+
+def test_rows_of_one_length_with_nothing_in_common_stay_as_they_are() -> None:
+    assert laid_out([[3] * 10, [4] * 10, [5] * 10]) is None
+
+
+def test_padding_that_looks_like_tokens_is_shared_with_nobody() -> None:
+    """Id 0 is a token of the first row and padding of the second."""
+    rows = [[7, 8, 0, 0, 0, 0, 0, 0], [7, 8], [7, 8, 9]]
+    layout = laid_out(rows)
+    assert layout is not None
+    assert layout.ids.size == 8 + 1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states_and_gradients_are_those_of_the_padded_batch(name: str) -> None:
+    model, batch = model_of(CONFIGS[name]()), padded(drawn(1))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+
+    def run() -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        loss = model(**batch, labels=labels, use_cache=False).loss
+        loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    plain, theirs = run()
+    read = counted(model)
+    sharing.install(model)
+    loss, ours = run()
+    assert loss == pytest.approx(plain, rel=1e-6)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert read[-1] < 0.6 * batch["input_ids"].numel()
+
+
+def counted(model: Any) -> list[int]:
+    """How many tokens each forward pass of the decoder embeds from now on."""
+    read: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, given, out: read.append(given[0].numel()))
+    return read
+
+
+def hidden(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        states: torch.Tensor = model.get_decoder()(**batch, use_cache=False).last_hidden_state
+    return states * batch["attention_mask"][..., None]
+
+
+def test_a_model_that_ignores_the_mask_is_found_out_and_read_row_by_row() -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model, batch = model_of(config).eval(), padded(drawn(2))
+    plain = hidden(model, batch)
+    sharing.install(model)
+    torch.testing.assert_close(hidden(model, batch), plain)
+
+
+@pytest.mark.parametrize("case", ["padded on the left", "longer than the window", "with dropout"])
+def test_what_the_layout_cannot_say_is_left_alone(case: str) -> None:
+    config = MistralConfig(**TINY, sliding_window=8 if case == "longer than the window" else 4096)
+    model, batch = model_of(config), padded(drawn(3), left=case == "padded on the left")
+    if case == "with dropout":
+        model.get_decoder().layers[0].add_module("extra", torch.nn.Dropout(0.1))
+    plain, read = hidden(model, batch), counted(model)
+    sharing.install(model)
+    torch.testing.assert_close(hidden(model, batch), plain, rtol=0, atol=0)
+    assert read == [batch["input_ids"].numel()]
+
+
+def test_what_else_is_asked_of_a_decoder_is_answered_as_ever() -> None:
+    model, batch = model_of(CONFIGS["llama"]()).eval(), padded(drawn(4))
+    before = model(**batch, output_hidden_states=True).hidden_states
+    sharing.install(model)
+    after = model(**batch, output_hidden_states=True).hidden_states
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    made = model.generate(**padded([[5, 6, 7], [5, 6, 7]]), max_new_tokens=4, do_sample=False)
+    assert made.shape == (2, 7)
+
+
+def test_installing_twice_is_installing_once() -> None:
+    model = model_of(CONFIGS["llama"]())
+    sharing.install(model)
+    first = model.get_decoder().forward
+    sharing.install(model)
+    assert model.get_decoder().forward is first
