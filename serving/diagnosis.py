@@ -38,9 +38,12 @@ KNOWN: tuple[tuple[str, str, bool], ...] = (
     (r"OutOfMemoryError|out of memory|can't allocate memory|bad_alloc|Cannot allocate memory", NO_MEMORY, False),
     (r"Failed core proc\(s\): \{[^}]*: -9\b", f"its process was killed: {NO_MEMORY}", False),
 )  # fmt: skip
-_RAISED = re.compile(
-    r"^(?:\(EngineCore[^)]*\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception): .+)$", re.MULTILINE
-)
+_PREFIX = r"^(?:\(EngineCore[^)]*\) )?(?:ERROR [^\]]*\] )?"
+_RAISED = re.compile(rf"{_PREFIX}((?:\w+\.)*\w*(?:Error|Exception): .+)$", re.MULTILINE)
+_ASSERTED = re.compile(rf"{_PREFIX} +(assert .+)\n(?:{_PREFIX}[ ^~]+\n)?{_PREFIX}(AssertionError)$", re.MULTILINE)
+"""An assertion without words: the line that failed is all there is to say."""
+_LASTING = ("ModuleNotFoundError", "ImportError", "AssertionError")
+"""Of causes that are not known: what is missing, or not meant to be, will be so again."""
 _VAGUE = ("Engine core initialization failed", "EngineCore encountered an issue", "EngineDeadError")
 
 
@@ -66,7 +69,9 @@ def diagnose(error: Exception, log: str) -> Diagnosis:
             return Diagnosis(remedy.format(**named), lasting)
     if isinstance(error, ValueError):  # ours, or vLLM's word on an option: it names what it is about
         return Diagnosis(_line(str(error)), lasting=True)
-    return Diagnosis(_line(causes[-1] if causes else f"{type(error).__name__}: {error}"), lasting=False)
+    causes += [f"{kind}: {line}" for line, kind in _ASSERTED.findall(log)]
+    said = _line(causes[-1] if causes else f"{type(error).__name__}: {error}")
+    return Diagnosis(said, lasting=said.startswith(_LASTING))
 
 
 def _line(text: str) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from serving.adapters import Adapter, max_rank, write_zero_adapter
 from serving.students import StudentSet
 
+FREE_AT_START = 0.02
+"""vLLM refuses a GPU of which less than this share is free. Its default (0.92) lets no two engines share a GPU, and no
+engine start while a training that has ended gives its memory back. How much is taken, kv_cache_gib says."""
 INTERNAL_BASE = "the engine's own base"  # never asked for: with adapters, the base answers through the zero adapter
 
 
@@ -49,6 +52,7 @@ def set_environment(cpu_threads: int) -> None:
         "OMP_NUM_THREADS": str(cpu_threads),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiles itself with nvcc at an engine's start; cannot sample by seed
         "DO_NOT_TRACK": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
         "VLLM_SERVER_DEV_MODE": "0",
@@ -63,8 +67,20 @@ def start(students: StudentSet, adapters: list[Adapter]) -> Any:
     device = current_platform.device_type
     if students.device not in (None, device):
         raise ValueError(f"device = {students.device!r}: the vLLM that is installed runs on {device!r}")
-    eager = {"enforce_eager": True} if device == "cpu" else {}
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(students, adapters), **eager))
+    options = engine_options(students, adapters) | device_options(device, students, bool(adapters))
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+
+
+def device_options(device: str, students: StudentSet, with_adapters: bool) -> dict[str, Any]:
+    """What of EngineArgs depends on the device."""
+    if device == "cpu":
+        return {"enforce_eager": True}
+    options: dict[str, Any] = {}
+    if students.kv_cache_gib is not None:
+        options["gpu_memory_utilization"] = FREE_AT_START
+    if students.dtype == "float32" and with_adapters:
+        options |= {"worker_extension_cls": "serving.float32_lora.Float32Lora", "enforce_eager": True}
+    return options
 
 
 async def load_adapters(engine: Any, students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:

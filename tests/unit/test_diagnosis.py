@@ -21,6 +21,14 @@ ERROR 11-22 09:51:30 [async_llm.py:819] vllm.v1.engine.exceptions.EngineDeadErro
 """  # noqa: E501 (as vLLM 0.29 prints it)
 
 
+ASSERTED = f"""{WORKER}   File "/venv/vllm/lora/ops/triton_ops/lora_expand_op.py", line 183, in _lora_expand
+{WORKER}     assert weight.dtype in [torch.float16, torch.bfloat16]
+{WORKER}            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+{WORKER} AssertionError
+INFO 11-22 17:06:30 [utils.py:620] [shutdown] Process manager: send sigterm to process EngineCore
+"""  # as vLLM 0.29 printed it on a GPU
+
+
 @pytest.mark.parametrize(
     ("error", "log", "said", "lasting"),
     [
@@ -55,6 +63,8 @@ ERROR 11-22 09:51:30 [async_llm.py:819] vllm.v1.engine.exceptions.EngineDeadErro
         ),
         (VAGUE, f"{WORKER} torch.cuda.OutOfMemoryError: CUDA out of memory.\n", ["too little memory"], False),
         (VAGUE, f"{WORKER} KeyError: 'rope_theta'\n", ["KeyError: 'rope_theta'"], False),
+        (VAGUE, ASSERTED, ["AssertionError: assert weight.dtype in [torch.float16, torch.bfloat16]"], True),
+        (VAGUE, f"{WORKER} ModuleNotFoundError: No module named 'torchvision'\n", ["'torchvision'"], True),
         (VAGUE, "", ["Engine core initialization failed"], False),
         (ValueError("adapter 'a' changes nothing"), "", ["adapter 'a' changes nothing"], True),
     ],

@@ -1,0 +1,49 @@
+"""What an engine is started with on each device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from serving import vllm_engine
+from serving.students import StudentSet
+
+SET = StudentSet("base", "{{ messages }}", dtype="bfloat16", kv_cache_gib=2)
+
+
+def test_on_a_cpu_nothing_is_compiled() -> None:
+    assert vllm_engine.device_options("cpu", SET, with_adapters=True) == {"enforce_eager": True}
+
+
+def test_on_a_gpu_the_kv_cache_says_what_is_taken_so_that_engines_can_share_it() -> None:
+    assert vllm_engine.engine_options(SET, [])["kv_cache_memory_bytes"] == 2 * 2**30
+    assert vllm_engine.device_options("cuda", SET, with_adapters=True) == {"gpu_memory_utilization": 0.02}
+    left_to_vllm = replace(SET, kv_cache_gib=None)
+    assert vllm_engine.device_options("cuda", left_to_vllm, with_adapters=True) == {}
+
+
+@pytest.mark.parametrize(("dtype", "with_adapters", "plain"), [("float32", True, True), ("float32", False, False)])
+def test_float32_adapters_on_a_gpu_take_the_plain_kernels(dtype: str, with_adapters: bool, plain: bool) -> None:
+    found = vllm_engine.device_options("cuda", replace(SET, dtype=dtype), with_adapters)
+    assert ("worker_extension_cls" in found) is ("enforce_eager" in found) is plain
+
+
+def test_the_plain_kernels_are_vllms_own_and_are_what_its_worker_takes() -> None:
+    """In a process of its own: importing the extension changes vLLM's platform there."""
+    script = (
+        "from vllm.utils.import_utils import resolve_obj_by_qualname as resolve\n"
+        "from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase\n"
+        "from vllm.platforms import current_platform\n"
+        "type(current_platform).get_punica_wrapper = classmethod(lambda cls: 'gone')\n"
+        "from serving.students import StudentSet\n"
+        "from serving.vllm_engine import device_options\n"
+        "options = device_options('cuda', StudentSet('b', 't', dtype='float32'), True)\n"
+        "extension = resolve(options['worker_extension_cls'])\n"
+        "assert [name for name in vars(extension) if not name.startswith('__')] == []\n"
+        "assert issubclass(resolve(current_platform.get_punica_wrapper()), PunicaWrapperBase)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
