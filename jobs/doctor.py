@@ -6,7 +6,9 @@ import http.client
 import importlib.metadata as packages
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -46,10 +48,48 @@ def _machine() -> Iterator[Check]:
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Check("machine", memory >= 8, f"{os.cpu_count()} cores, {memory:.0f} GiB of memory (8 are wanted)")
-    found = shutil.which("nvidia-smi")
-    yield Check("gpu", None, "nvidia-smi is there" if found else "none: training and generation run on the CPU")
-    compiler = shutil.which("g++") or shutil.which("c++")
-    yield Check("c++ compiler", None, compiler or "none: DeepSpeed runs without its shared-memory operator")
+
+
+def _accelerators(profile: Profile) -> Iterator[Check]:
+    """GPUs, and what compiles kernels for them."""
+    found, wanted = _gpus(), _gpus_wanted(profile)
+    said = "; ".join(found) or "none: training and generation run on the CPU"
+    short = (
+        f"{said}. The profile's tables [train] and [engine] want {wanted:g} here: take another profile, or lower them"
+    )
+    yield Check("gpu", False if wanted > len(found) else None, short if wanted > len(found) else said)
+    if not wanted:
+        compiler = shutil.which("g++") or shutil.which("c++")
+        yield Check("compiler", None, compiler or "none: DeepSpeed runs without its shared-memory operator")
+        return
+    header = f"{sysconfig.get_path('include')}/Python.h"
+    missing = [
+        name for name, there in (("gcc", shutil.which("gcc")), ("Python.h", os.path.exists(header))) if not there
+    ]
+    remedy = (
+        f"{', '.join(missing)} missing: torch and vLLM compile kernels for the GPU (apt-get install gcc python3-dev)"
+    )
+    yield Check("compiler", not missing, remedy if missing else "gcc and Python.h")
+    build = _version("vllm")
+    yield Check("vllm for gpus", build is not None, build or "not installed; `make setup` on this machine installs it")
+
+
+def _gpus() -> list[str]:
+    """ "NVIDIA H100 80GB HBM3, 81559 MiB, driver 580.159.04" for each GPU that nvidia-smi lists."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return []
+    asked = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    lines = [line.rpartition(", ") for line in done.stdout.splitlines() if done.returncode == 0 and line.strip()]
+    return [f"{what}, driver {driver}" for what, _, driver in lines]
+
+
+def _gpus_wanted(profile: Profile) -> float:
+    """On this machine at once: training and the engine take turns. On a cluster that is joined, none."""
+    if (os.environ.get("RAY_ADDRESS") or profile.ray.address) != "local":
+        return 0
+    return max(profile.train.workers * profile.train.gpus_per_worker, profile.engine.replicas * profile.engine.gpus)
 
 
 def _packages() -> Iterator[Check]:
@@ -151,7 +191,7 @@ def _knock(name: str, url: str, key: str | None) -> None:
 def doctor(file: str | None, on: str | None, store_url: str | None) -> int:
     """Print every check; 0 when none failed."""
     profile = profiles.load(on, store_url)
-    checks = [*_machine(), *_packages(), *_places(profile)]
+    checks = [*_machine(), *_accelerators(profile), *_packages(), *_places(profile)]
     if file is not None:
         checks += _experiment(file, profile)
     width = max(len(check.name) for check in checks)

@@ -69,9 +69,11 @@ check_cuda() {
 }
 
 warn_of_missing_compiler() {
-    command -v g++ >/dev/null || say "warning: no g++; DeepSpeed compiles an operator on first use (apt-get install g++)"
+    local what="DeepSpeed compiles an operator on first use"
+    if [ "$device" = gpu ]; then what="torch and vLLM compile kernels for the GPU on first use"; fi
+    command -v g++ >/dev/null || say "warning: no g++; $what (apt-get install g++)"
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
-        || say "warning: no Python.h; DeepSpeed compiles an operator on first use (apt-get install python3-dev)"
+        || say "warning: no Python.h; $what (apt-get install python3-dev)"
 }
 
 make_venv

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ def unmet_needs() -> dict[str, str]:
     unmet = {}
     if not has_gpu():
         unmet["gpu"] = "nvidia-smi lists no GPU"
+    elif not any(distributions(name="vllm")):
+        unmet["gpu"] = "there is a GPU, and the CPU build of vLLM is installed"
     data = os.environ.get("EMPATHY_DATA")
     if data is None:
         unmet["real"] = "EMPATHY_DATA is unset (the folder of the published data sets)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def bad(file: Path, capsys: pytest.CaptureFixture[str], profile: str = "") -> di
     doctor.doctor(str(file), str(on), str(file.parent / "store"))
     lines = capsys.readouterr().out.splitlines()
     found = [line.removeprefix("BAD").strip().split("  ", 1) for line in lines if line.startswith("BAD")]
-    packages = {*doctor.TRIED, "vllm", "torch", "python", "machine", "disk"}  # this machine's
+    packages = {*doctor.TRIED, "vllm", "vllm for gpus", "torch", "python", "machine", "disk"}  # this machine's
     return {name: said.strip() for name, said in found if name not in packages}
 
 
@@ -76,3 +77,36 @@ def test_a_provider_is_knocked_at(
     monkeypatch.delenv("OUR_KEY", raising=False)
     said = bad(file, capsys, place.format(url) + 'key_env = "OUR_KEY"\n')[name]
     assert "OUR_KEY" in said
+
+
+def with_gpus(folder: Path, *lines: str) -> str:
+    """A PATH with a nvidia-smi that lists these."""
+    folder.mkdir()
+    smi = folder / "nvidia-smi"
+    smi.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    smi.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_gpus_that_the_profile_wants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file, two = tiny_file(tmp_path), "[train]\nworkers = 2\ngpus_per_worker = 1\n[engine]\ngpus = 1\n"
+    monkeypatch.setenv("PATH", with_gpus(tmp_path / "one", "NVIDIA H100 80GB HBM3, 81559 MiB, 580.159.04"))
+    said = bad(file, capsys, two)["gpu"]
+    assert said.startswith("NVIDIA H100 80GB HBM3, 81559 MiB, driver 580.159.04. The profile")
+    assert "want 2 here" in said
+    assert "gpu" not in bad(file, capsys, two.replace("workers = 2", "workers = 1"))
+    assert "gpu" not in bad(file, capsys, f'[ray]\naddress = "auto"\n{two}')
+    assert bad(file, capsys) == {}
+
+
+def test_a_gpu_needs_a_compiler(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = tiny_file(tmp_path)
+    monkeypatch.setenv("PATH", with_gpus(tmp_path / "one", "A, 1 MiB, 2").partition(":")[0])
+    assert "gcc missing" in bad(file, capsys, "[engine]\ngpus = 1\n")["compiler"]
+    assert bad(file, capsys) == {}
