@@ -49,8 +49,9 @@ def work(to_make: Iterable[Stage], view: View, profile: Profile) -> dict[str, Wo
     return found
 
 
-def example_tokens(examples: Stage, view: View) -> float | None:
-    """Mean tokens of one example as a student reads it; the prompt of a pair is read twice."""
+def example_tokens(examples: Stage, view: View, profile: Profile) -> float | None:
+    """Mean tokens of one example as a student reads it: the prompt of a pair once where rows share what they begin
+    with (`empathy.train.sharing`), else twice."""
     spec, corpus = examples.spec, view.corpus(examples)
     assert isinstance(spec, ExamplesSpec)
     if not corpus.some:
@@ -59,14 +60,15 @@ def example_tokens(examples: Stage, view: View) -> float | None:
     other = view.reply_tokens(examples.inputs.get("initial"), corpus)
     prompt = tokens(corpus.dialogue_chars + len(spec.system or "")) + 2 * MESSAGE_TOKENS
     if spec.objective == "dpo":
-        return 2 * prompt + reply + other
+        shared = profile.train.share_prefixes and profile.train.zero_stage < 3
+        return (1 if shared else 2) * prompt + reply + other
     both = getattr(spec.method, "both_replies", False) and spec.purpose == "train"
     many = samples(examples.inputs["replies"]) if "replies" in examples.inputs else 1
     return prompt + ((many * reply + other) / (many + 1) if both else reply)
 
 
-def _set_tokens(examples: Stage, view: View) -> float | None:
-    rows, each = view.examples(examples), example_tokens(examples, view)
+def _set_tokens(examples: Stage, view: View, profile: Profile) -> float | None:
+    rows, each = view.examples(examples), example_tokens(examples, view, profile)
     return None if rows is None or each is None else rows * each
 
 
@@ -74,7 +76,7 @@ def _training(stage: Stage, view: View, profile: Profile) -> Work:
     spec, shape = stage.spec, shape_of(stage)
     assert isinstance(spec, CheckpointSpec)
     assert spec.objective is not None
-    read = _set_tokens(stage.inputs["examples"], view)
+    read = _set_tokens(stage.inputs["examples"], view, profile)
     if read is None or shape is None:
         return Work(1, unknown=1)
     read *= spec.objective.optimiser.epochs
@@ -83,7 +85,7 @@ def _training(stage: Stage, view: View, profile: Profile) -> Work:
 
 
 def _scoring(stage: Stage, view: View, profile: Profile) -> Work:
-    read, shape = _set_tokens(stage.inputs["examples"], view), shape_of(stage.inputs["checkpoint"])
+    read, shape = _set_tokens(stage.inputs["examples"], view, profile), shape_of(stage.inputs["checkpoint"])
     if read is None or shape is None:
         return Work(1, unknown=1)
     return Work(1, read, _hours(FORWARD * shape.multiplied * read, profile))

@@ -205,6 +205,21 @@ def test_work_and_storage_of_the_tiny_student_by_hand(tmp_path: Path, store: Sto
     assert storage([sft], view).weights_bytes == 4 * shape.adapter(8)
 
 
+def test_the_prompt_of_a_pair_is_counted_as_often_as_it_is_read(tmp_path: Path, store: Store) -> None:
+    """Once where rows share what they begin with, else twice; two replies either way."""
+    lowered, to_make, view = view_of(tiny(tmp_path, n=N), store)
+    dpo = next(s for s in to_make if s.label.startswith("tiny sft+dpo "))
+    dialogues = dialogues_of(lowered)
+    chars = sum(len(f"Speaker: {d.turns[0].content}") for d in dialogues) / len(dialogues)
+    pairs = sum(d.ratings["human"] < 3 for d in dialogues if d.split == "train")
+    tokens = [
+        work([dpo], view, Profile.model_validate({"train": train}))["training"].tokens
+        for train in ({}, {"share_prefixes": False}, {"zero_stage": 3})
+    ]
+    assert tokens[1] - tokens[0] == pytest.approx(pairs * (chars / 4 + 8))
+    assert tokens[2] == tokens[1]
+
+
 def test_a_student_that_nobody_knows_is_unknown_not_nought(tmp_path: Path, store: Store) -> None:
     students = {"new": {"model": "somebody/new-model"}}
     x = tiny(tmp_path, n=N, students=students)
