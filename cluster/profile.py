@@ -111,6 +111,10 @@ class ProviderPlace(RateLimit):
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
     in_flight: int | None = Field(None, ge=1)
     timeout_s: float = Field(120, gt=0)
+    attempts: int = Field(6, ge=1)
+    """How often one request is sent in vain before it is asked whether the provider is away or this row is at fault."""
+    patience_s: float = Field(600, gt=0)
+    """How long a provider that is away, or turns everything away, is waited for."""
     served: tuple[str, ...] = ()
     """Models whose replies are accepted besides those of the model asked for (its dated versions always are); "*" is
     any."""

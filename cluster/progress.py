@@ -104,6 +104,7 @@ class Progress:
     _left_why: set[str] = field(default_factory=set)
     _tally: Tally = field(default_factory=Tally)
     _restarts: dict[str, int] = field(default_factory=dict)
+    _away: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._started_s = self.now_s()
@@ -182,6 +183,9 @@ class Progress:
                 if more := number - self._restarts.get(name, 0):
                     self._restarts[name] = number
                     self._restarted(name, more)
+            for name in sorted(seen.away.keys() - self._away):
+                self.say(f"warning: {seen.away[name]}")
+            self._away = frozenset(seen.away)
             for key, rows in seen.rows.items():
                 units = self._units.get(key)
                 if units is None or key not in self._waiting or rows <= units.told:

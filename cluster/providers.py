@@ -53,6 +53,8 @@ def place_of(name: str, profile: Profile) -> Provider:
         key_env=place.key_env,
         in_flight=place.in_flight,
         timeout_s=place.timeout_s,
+        attempts=place.attempts,
+        patience_s=place.patience_s,
         served=place.served,
         batch=_batching(place),
     )
@@ -233,4 +235,6 @@ def own_engine(own: OwnModel, profile: Profile) -> Iterator[Provider]:
                 key_file=str(key),
                 in_flight=place.in_flight,
                 timeout_s=place.timeout_s,
+                attempts=place.attempts,
+                patience_s=place.patience_s,
             )

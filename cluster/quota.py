@@ -35,20 +35,22 @@ Part = tuple[str, int]
 @dataclass(frozen=True)
 class Seen:
     """What is known of a run's asking. `asked` by route; `rows`: dialogues that workers have a record of, by stage's
-    key; `restarts`: workers that were started again, by the name of their pool."""
+    key; `restarts`: workers that were started again, by the name of their pool; `away`: by provider, that it answers
+    nothing and is waited for."""
 
     spending: Spending
     spent: str | None = None
     asked: Mapping[Route, Asked] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     restarts: Mapping[str, int] = field(default_factory=dict)
+    away: Mapping[str, str] = field(default_factory=dict)
 
 
 class WorkersEnd(Quota, Protocol):
     """What a worker has of the run's quota. `tell` and `began` return at once."""
 
-    def tell(self, rows: Mapping[Part, int]) -> None:
-        """So many rows of these parts have their record."""
+    def tell(self, rows: Mapping[Part, int], away: Mapping[str, str], worker: str) -> None:
+        """So many rows of these parts have their record; `away` as in `Seen`, as `worker` finds it."""
 
     def began(self, name: str, pool: str, size: int) -> None:
         """A worker of `pool`, which is called `name` and has `size` workers, has started."""
@@ -60,8 +62,10 @@ class _Heard:
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, int]] = defaultdict(dict)
         self._began: Counter[tuple[str, str, int]] = Counter()
+        self._away: dict[str, Mapping[str, str]] = {}
 
-    def tell(self, rows: Mapping[Part, int]) -> None:
+    def tell(self, rows: Mapping[Part, int], away: Mapping[str, str], worker: str) -> None:
+        self._away[worker] = away
         for (key, part), number in rows.items():
             self._rows[key][part] = max(number, self._rows[key].get(part, 0))
 
@@ -74,7 +78,8 @@ class _Heard:
             restarts[name] += max(0, number - size)
         rows = {key: sum(parts.values()) for key, parts in self._rows.items()}
         asked = {route: replace(asked) for route, asked in authority.asked.items()}
-        return Seen(authority.budget.spending, authority.budget.spent, asked, rows, restarts)
+        away = {name: said for found in self._away.values() for name, said in found.items()}
+        return Seen(authority.budget.spending, authority.budget.spent, asked, rows, restarts, away)
 
 
 class _HereHeard(Here):
@@ -84,9 +89,9 @@ class _HereHeard(Here):
         super().__post_init__()
         self._heard = _Heard()
 
-    def tell(self, rows: Mapping[Part, int]) -> None:
+    def tell(self, rows: Mapping[Part, int], away: Mapping[str, str], worker: str) -> None:
         with self._lock:
-            self._heard.tell(rows)
+            self._heard.tell(rows, away, worker)
 
     def began(self, name: str, pool: str, size: int) -> None:
         with self._lock:
@@ -114,8 +119,8 @@ class OnRay:
             raise OSError(f"the run's quota is gone ({error}): what was answered is kept; start again") from error
         return grants
 
-    def tell(self, rows: Mapping[Part, int]) -> None:
-        self.actor.tell.remote(dict(rows))
+    def tell(self, rows: Mapping[Part, int], away: Mapping[str, str], worker: str) -> None:
+        self.actor.tell.remote(dict(rows), dict(away), worker)
 
     def began(self, name: str, pool: str, size: int) -> None:
         self.actor.began.remote(name, pool, size)

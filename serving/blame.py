@@ -83,12 +83,17 @@ class Blame:
         yet (its base_url may be wrong) is not waited for."""
         asked = replace(request, messages=(QUESTION,), json_reply=False, sample=random.getrandbits(40))
         attempts = math.inf if request.model in line.answered else 1
+
+        def in_vain(reason: str) -> None:
+            line.away[request.model] = reason
+
         await self._claiming.ours(asked.key)
         try:
-            heard = await self._calls.persist(line, asked, orjson.dumps(asked.body), counts, attempts)
+            heard = await self._calls.persist(line, asked, orjson.dumps(asked.body), counts, attempts, in_vain)
             if isinstance(heard, Answer):  # it was paid for: the ledger tells the spending
                 keep(self._ledger, asked, heard, counts)
         finally:
+            line.away.pop(request.model, None)
             self._claiming.done(asked.key)
         if isinstance(heard, Nothing):
             n = line.lost[request.model]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from empathy.requests import Answer, Request
@@ -98,10 +99,17 @@ class Calls:
         self.stopping = False
 
     async def persist(
-        self, line: Line, request: Request, body: bytes, counts: Counts, attempts: float | None = None
+        self,
+        line: Line,
+        request: Request,
+        body: bytes,
+        counts: Counts,
+        attempts: float | None = None,
+        in_vain: Callable[[str], None] = lambda reason: None,
     ) -> Answer | Nothing | None:
-        """Attempt until something comes of it, at most `attempts` times (the provider's) and for `patience_s`. None:
-        the claim was lost before sending (we were taken for dead)."""
+        """Attempt until something comes of it, at most `attempts` times (the provider's) and for `patience_s`;
+        `in_vain` hears why an attempt came to nothing, unless it was a 429. None: the claim was lost before sending
+        (we were taken for dead)."""
         at_most = line.provider.attempts if attempts is None else attempts
         provider, bill = line.provider, Bill.of(self._permits.price((request.provider, request.model)), request, body)
         first_failed_at, failed, sent, again = 0.0, 0, 0, False
@@ -121,6 +129,8 @@ class Calls:
                     f"{provider.patience_s:,.0f} s ({outcome.reason}). What was answered is kept; start again later, "
                     "or ask for a higher limit."
                 )
+            if not outcome.limited:
+                in_vain(outcome.reason)
             if failed >= at_most or time.monotonic() - first_failed_at + wait_s > provider.patience_s:
                 return Nothing(outcome.reason, sent)
             counts.retries += 1

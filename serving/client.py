@@ -70,6 +70,16 @@ class Client:
             )
         return self._providers[request.provider]
 
+    @property
+    def away(self) -> dict[str, str]:
+        """Providers that answer nothing now and are waited for, by name: why, and for how long."""
+        return {
+            line.provider.name: f"{line.provider.named} answers nothing ({why}); it is asked again for up to "
+            f"{line.provider.patience_s / 60:,.3g} min, its rows wait"
+            for line in self._lines.values()
+            for why in line.away.values()
+        }
+
     def known(self, request: Request, counts: Counts) -> Answer | None:
         """The reply that the ledger has, unless a model answered that is not accepted (then it may be asked for
         again)."""

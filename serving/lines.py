@@ -36,6 +36,8 @@ class Line:
         self.heard: dict[str, tuple[float, bool]] = {}
         self.lost: Counter[str] = Counter()
         self.listening = asyncio.Lock()
+        self.away: dict[str, str] = {}
+        """Why a model answers nothing, while it is asked again and again."""
         self.doubted: set[str] = set()
         """Models in whose place another one answered; they are asked one by one until an answer is their own."""
         self.trial = asyncio.Lock()

@@ -65,7 +65,7 @@ async def _answer_parts(
 ) -> AsyncGenerator[Done, None]:
     """Make `parts`, a few at a time; yields each when it is written. Raises what the first failing part raised."""
     waiting, running, rows = list(reversed(parts)), dict[asyncio.Task[None], Done](), dict[Part, int]()
-    async with Client(providers, ledger, in_flight, quota) as client, _told(rows, quota):
+    async with Client(providers, ledger, in_flight, quota) as client, _told(client, rows, quota):
         try:
             while waiting or running:
                 while waiting and len(running) < PARTS_AT_ONCE:
@@ -83,13 +83,17 @@ async def _answer_parts(
 
 
 @asynccontextmanager
-async def _told(rows: dict[Part, int], quota: WorkersEnd | None) -> AsyncIterator[None]:
-    """Inside, the run hears of `rows` every second, and once more at the end."""
+async def _told(client: Client, rows: dict[Part, int], quota: WorkersEnd | None) -> AsyncIterator[None]:
+    """Inside, the run hears every second, and once more at the end, of `rows` and of providers that are away."""
+    worker, said = uuid.uuid4().hex, dict[str, str]()
 
     def tell() -> None:
-        if rows and quota is not None:
-            quota.tell(rows)
+        nonlocal said
+        away = client.away
+        if quota is not None and (rows or away != said):
+            quota.tell(rows, away, worker)
             rows.clear()
+            said = away
 
     async def telling() -> None:
         while True:

@@ -82,6 +82,7 @@ class Group:
         """What rank 0 passed, on every rank."""
         import torch.distributed as dist
 
+        _check_joined()
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -90,6 +91,7 @@ class Group:
         """What each rank passed, by rank, on every rank."""
         import torch.distributed as dist
 
+        _check_joined()
         box: list[Any] = [None] * self.world
         dist.all_gather_object(box, value)
         return box
@@ -98,6 +100,7 @@ class Group:
         """Until every rank is here."""
         import torch.distributed as dist
 
+        _check_joined()
         dist.barrier()
 
     def agree(self, error: str | None, patience_s: float) -> str | None:
@@ -109,8 +112,18 @@ class Group:
         """
         import torch.distributed as dist
 
+        _check_joined()
         store = dist.distributed_c10d._get_default_store()
         return agreed(store, f"empathy/agree/{next(_agreements)}", self.rank, self.world, error, patience_s)
+
+
+def _check_joined() -> None:
+    """Raises GroupBroken when this process has been taken out of the group: Ray does so, from another thread, to those
+    that outlive a lost rank. torch would say it with a ValueError, like what is a stage's own fault."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        raise GroupBroken("the group of processes was ended: one of its ranks was lost")
 
 
 def agreed(store: Any, key: str, rank: int, world: int, error: str | None, patience_s: float) -> str | None:

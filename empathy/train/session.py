@@ -56,12 +56,13 @@ class Session:
         """Make a stage whose inputs are finished, under the lease `epoch`. Every rank calls this.
 
         Raises, on every rank, what is the stage's own fault (`STAGES_OWN`, or StageFailed where another rank met it);
-        the session goes on. Raises GroupBroken where ranks came to different ends: it must be started anew.
+        the session goes on. Raises GroupBroken where ranks came to different ends, or one was lost: it must be started
+        anew.
         """
         bench, mine = self._bench, None
-        self._tidy(stage)
         bench.epoch = epoch
         try:
+            self._tidy(stage)
             check.stages([stage], bench.store, bench.placement)
             if not bench.group.from_first(bench.group.first and bench.store.done(stage)):
                 self._work(stage)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -318,3 +320,31 @@ def test_raising_a_base_is_the_same_in_another_store(store: Store, made: list[St
     assert store.get(base).read_file("tokenizer/tokenizer.json") == other.get(base).read_file(
         "tokenizer/tokenizer.json"
     )
+
+
+TAKEN_OUT = """
+import sys
+import torch.distributed as dist
+from empathy.store import Store
+from empathy.train import session
+from empathy.train.group import GroupBroken
+from empathy.train.placement import Placement
+from tests.lessons import raised
+
+store = Store.open(sys.argv[1])
+base = raised(store)
+with session.opened(store, Placement(device="cpu", threads=1)) as making:
+    dist.destroy_process_group()
+    for what in (lambda: making.make(base), lambda: making.group.from_first(0)):
+        try:
+            what()
+        except GroupBroken as error:
+            print(error)
+"""
+
+
+def test_a_rank_that_is_taken_out_of_its_group_blames_no_stage(tmp_path: Path) -> None:
+    """As Ray does to those that outlive a lost rank. torch says it with a ValueError, which a stage would fail with."""
+    words = [sys.executable, "-c", TAKEN_OUT, str(tmp_path / "store")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["the group of processes was ended: one of its ranks was lost"] * 2, done.stderr

@@ -25,7 +25,7 @@ from empathy.requests import Answer, Asking, Request
 from serving.blame import QUESTION
 from serving.budget import BudgetSpent
 from serving.calls import Bill
-from serving.client import Counts, drive
+from serving.client import Client, Counts, drive
 from serving.ledger import Ledger
 from serving.limits import Limits
 from serving.prices import Price, Prices
@@ -229,6 +229,35 @@ def test_a_provider_that_goes_away_for_a_while_costs_no_row(scripted: Callable[.
     assert [k for k, a in answers.items() if a.refused] == []
     assert len(answers) == 12
     assert max(a.attempts for a in answers.values()) > 2
+
+
+def test_while_a_provider_is_away_its_client_says_so(scripted: Callable[..., Scripted], files: Files) -> None:
+    """Nothing is said of a row that comes to nothing while others are answered."""
+    server, heard = scripted(), set[str]()
+
+    async def listen(client: Client) -> None:
+        for _ in range(10_000):
+            await asyncio.sleep(0.005)
+            if client.away:
+                break
+        heard.update(client.away.values())
+        server.reset(Faults())
+
+    async def work() -> dict[str, str]:
+        with Ledger(files) as ledger:
+            async with Client(provider(server, attempts=2, patience_s=300), ledger, 1) as client:
+                listening = asyncio.create_task(listen(client))
+                async for name, _ in client.drive(rows(*range(6))):
+                    if name == "2":
+                        server.reset(Faults(fault="500", first=0))
+                await listening
+                return client.away
+
+    assert asyncio.run(work()) == {}
+    (said,) = heard
+    assert said.startswith("provider 'scripted' (http://127.0.0.1:")
+    assert "answers nothing (HTTP 500" in said
+    assert said.endswith("; it is asked again for up to 5 min, its rows wait")
 
 
 def test_rows_lost_to_a_provider_that_stays_away_are_asked_in_the_next_run(

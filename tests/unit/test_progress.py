@@ -234,6 +234,20 @@ def test_workers_that_are_started_again_are_said_by_the_model_that_they_ask() ->
     assert line.startswith("[0:01] warning: asking openai gpt-4o: a worker's process is gone")
 
 
+def test_a_provider_that_is_away_is_said_once_an_outage() -> None:
+    told = Told(replies("a"))
+    outages: list[dict[str, str]] = [
+        {},
+        {"openai": "it is away (A)"},
+        {"openai": "it is away (B)"},
+        {},
+        {"openai": "away again"},
+    ]
+    for at, away in enumerate(outages):
+        told.at(at).seen(seen(away=away))
+    assert told.lines == ["[0:01] warning: it is away (A)", "[0:04] warning: away again"]
+
+
 def test_a_price_that_is_unknown_is_no_number() -> None:
     told = Told(replies("a"))
     told.progress.seen(seen(9, 1.0, unpriced=9))

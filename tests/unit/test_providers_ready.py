@@ -31,11 +31,15 @@ def test_a_missing_key_is_named_and_nothing_is_started(tmp_path: Path, monkeypat
 
 
 def test_what_the_profile_says_of_a_provider_reaches_it() -> None:
-    table = {"base_url": "http://x/v1", "in_flight": 3, "timeout_s": 7, "served": ["m-turbo"]}
+    table = {"base_url": "http://x/v1", "in_flight": 3, "timeout_s": 7, "served": ["m-turbo"]} | {
+        "attempts": 2,
+        "patience_s": 30,
+    }
     batch = {"batch": True, "batch_poll_s": 9, "batch_requests": 100, "batches_at_once": 2, "batch_price": 0.4}
     profile = Profile.model_validate({"providers": {"live": table, "batched": table | batch}})
     live, batched = (providers.place_of(name, profile) for name in ("live", "batched"))
     assert (live.base_url, live.in_flight, live.timeout_s, live.served) == ("http://x/v1", 3, 7.0, ("m-turbo",))
+    assert (live.attempts, live.patience_s) == (2, 30.0)
     assert live.batch is None
     assert batched.batch == Batching(poll_s=9, requests=100, at_once=2, price=0.4)
 

@@ -175,13 +175,18 @@ def test_a_run_sees_what_its_workers_sent_paid_and_have() -> None:
     asyncio.run(end.exchange("a", [Report(ROUTE, sent=3, usd_paid=0.5), Report(other, sent=2, unpriced=2)]))
     asyncio.run(end.exchange("b", [Report(ROUTE, sent=4, usd_paid=0.25)]))
     for rows in ({("k", 0): 7, ("k", 1): 2}, {("k", 0): 3}, {("k", 1): 5, ("j", 0): 1}):
-        end.tell(rows)
+        end.tell(rows, {}, "a")
     for pool in ("x", "x", "x", "y"):
         end.began("provider model", pool, 2)
     seen = quota.look()
     assert seen.asked == {ROUTE: Asked(7, 0.75, 0), other: Asked(2, 0.0, 2)}
     assert (seen.spending.paid_usd, seen.spending.unpriced) == (0.75, 2)
     assert (seen.rows, seen.restarts) == ({"k": 12, "j": 1}, {"provider model": 1})
+    assert seen.away == {}
+    end.tell({}, {"provider": "it is away"}, "b")
+    assert quota.look().away == {"provider": "it is away"}
+    end.tell({}, {}, "b")
+    assert quota.look().away == {}
 
 
 def test_a_model_is_free_where_nobody_sends_a_bill_and_not_where_the_price_is_unknown() -> None:
