@@ -25,6 +25,8 @@ CAPACITIES = tuple(1.12**n for n in range(13))
 """How long the rows of the new batch may be, in lengths of the longest old one: the cheapest is taken."""
 WORTH = 0.95
 """A layout is used if it costs at most this share of what the padded batch costs."""
+MASK_BYTES = 128 << 20
+"""A mask takes no more than this, or than the padded batch's own would."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def lay_out(ids_BL: np.ndarray, lengths_B: np.ndarray, cost: Cost) -> Layout | N
     common_BB = _common(ids_BL, lengths_B)
     order = _families(common_BB, lengths_B)
     tries = [_bins(order, common_BB, lengths_B, int(longest * c)) for c in CAPACITIES]
-    costs = [cost.of(len(bins), max(size for _, size in bins)) for bins in tries]
+    shapes = [(len(bins), max(size for _, size in bins)) for bins in tries]
+    room = max(MASK_BYTES, rows * longest**2)
+    costs = [cost.of(R, T) if room >= R * T * T else np.inf for R, T in shapes]
     best = int(np.argmin(costs))
     if costs[best] > WORTH * cost.of(rows, longest):
         return None
@@ -184,7 +188,10 @@ class Sharing:
     def _dropping(self) -> bool:
         """Rows that share a token would share what is dropped of it."""
         decoder = self._decoder
-        return decoder.training and any(isinstance(m, torch.nn.Dropout) and m.p for m in decoder.modules())
+        if not decoder.training:
+            return False
+        scores = getattr(decoder.config.get_text_config(), "attention_dropout", None)
+        return bool(scores) or any(isinstance(m, torch.nn.Dropout) and m.p for m in decoder.modules())
 
     def _laid_out(self, layout: Layout, device: Any, rest: dict[str, Any]) -> Any:
         ids_RT, positions_RT, mask_R1TT, place_BL = (

@@ -93,6 +93,17 @@ def test_rows_of_one_length_with_nothing_in_common_stay_as_they_are() -> None:
     assert laid_out([[3] * 10, [4] * 10, [5] * 10]) is None
 
 
+def test_a_mask_is_no_larger_than_the_padded_batchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pairs that cost anything, one long row is the cheapest."""
+    free, rows = sharing.Cost(token=1.0, pair=0.0), drawn(5)
+    longest = laid_out(rows, free)
+    assert longest is not None
+    monkeypatch.setattr(sharing, "MASK_BYTES", 0)
+    bounded = laid_out(rows, free)
+    assert bounded is not None
+    assert bounded.mask.size <= len(rows) * max(map(len, rows)) ** 2 < longest.mask.size
+
+
 def test_padding_that_looks_like_tokens_is_shared_with_nobody() -> None:
     """Id 0 is a token of the first row and padding of the second."""
     rows = [[7, 8, 0, 0, 0, 0, 0, 0], [7, 8], [7, 8, 9]]
@@ -143,12 +154,16 @@ def test_a_model_that_ignores_the_mask_is_found_out_and_read_row_by_row() -> Non
     torch.testing.assert_close(hidden(model, batch), plain)
 
 
-@pytest.mark.parametrize("case", ["padded on the left", "longer than the window", "with dropout"])
+@pytest.mark.parametrize(
+    "case", ["padded on the left", "longer than the window", "with dropout", "with dropout of attention"]
+)
 def test_what_the_layout_cannot_say_is_left_alone(case: str) -> None:
     config = MistralConfig(**TINY, sliding_window=8 if case == "longer than the window" else 4096)
     model, batch = model_of(config), padded(drawn(3), left=case == "padded on the left")
     if case == "with dropout":
         model.get_decoder().layers[0].add_module("extra", torch.nn.Dropout(0.1))
+    if case == "with dropout of attention":
+        config.attention_dropout = 1e-9  # in the config alone: the layers were made without
     plain, read = hidden(model, batch), counted(model)
     sharing.install(model)
     torch.testing.assert_close(hidden(model, batch), plain, rtol=0, atol=0)
