@@ -14,12 +14,14 @@ model that answers differently (one that ignores masks of its own, say: state-sp
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 CAPACITIES = tuple(1.12**n for n in range(13))
 """How long the rows of the new batch may be, in lengths of the longest old one: the cheapest is taken."""
@@ -156,7 +158,7 @@ def _grow(
 
 
 class Sharing:
-    """Stands in for a decoder's `forward`. `trusted`: what the trial showed; None before it."""
+    """`forward` stands in for a decoder's. `trusted`: what the trial showed; None before it."""
 
     def __init__(self, decoder: Any):
         self._decoder, self._plain = decoder, decoder.forward
@@ -164,8 +166,10 @@ class Sharing:
         self._window = getattr(decoder.config.get_text_config(), "sliding_window", None)
         self.trusted: bool | None = None
 
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, *others: Any, **rest: Any) -> Any:
         """As the decoder; `attention_mask` (B, L) with its padding on the right is what can be laid out anew."""
+        if others:  # by position: what they are is not known here
+            return self._plain(input_ids, attention_mask, *others, **rest)
         rest = {name: value for name, value in rest.items() if value is not None}
         lengths_B = _right_padded(input_ids, attention_mask) if self._applies(input_ids, attention_mask, rest) else None
         if lengths_B is not None and self.trusted is None:
@@ -203,21 +207,35 @@ class Sharing:
         return found
 
     def _trial(self, device: Any) -> bool:
-        """Are the hidden states of three short rows, two of which begin alike, what they are without a layout?"""
-        drawn = np.random.default_rng(0).integers(3, self._decoder.config.get_text_config().vocab_size, 24)
+        """Are the hidden states of three short rows, two of which begin alike, what they are without a layout? And do
+        those of the others stay when the end of the first becomes something else?"""
+        vocabulary = self._decoder.config.get_text_config().vocab_size
+        drawn, other = np.random.default_rng(0).integers(vocabulary // 8, vocabulary, (2, 24))
         ids_BL = np.stack([drawn[:12], np.concatenate([drawn[:8], drawn[12:16]]), drawn[12:]])
         lengths_B = np.array([12, 11, 7])
         layout = _layout([[0, 1, 2]], ids_BL, lengths_B, _common(ids_BL, lengths_B))
+        changed_ids = layout.ids.copy()
+        changed_ids[0, 8:12] = other[8:12]  # the first row is laid out first, and shares 8 tokens
         there_BL = torch.arange(12, device=device) < torch.from_numpy(lengths_B).to(device)[:, None]
         here_BL = torch.from_numpy(ids_BL).to(device)
         with torch.no_grad():
-            plain = self._plain(input_ids=here_BL, attention_mask=there_BL.long(), use_cache=False).last_hidden_state
             try:
-                ours = self._laid_out(layout, device, {"use_cache": False}).last_hidden_state
+                plain, ours, changed = (
+                    found.last_hidden_state.float()[there_BL]
+                    for found in (
+                        self._plain(input_ids=here_BL, attention_mask=there_BL.long(), use_cache=False),
+                        self._laid_out(layout, device, {"use_cache": False}),
+                        self._laid_out(replace(layout, ids=changed_ids), device, {"use_cache": False}),
+                    )
+                )
             except (RuntimeError, TypeError, ValueError):  # it takes no mask or no positions of ours
                 return False
-        plain, apart = plain[there_BL].float(), (ours - plain)[there_BL].float()
-        return bool(apart.norm() <= plain.norm() * torch.finfo(ours.dtype).eps ** 0.5)
+        eps = torch.finfo(self._decoder.dtype).eps
+        return _close(ours, plain, eps**0.5) and _close(changed[12:], ours[12:], eps)
+
+
+def _close(one: Any, other: Any, share: float) -> bool:
+    return bool((one - other).norm() <= share * other.norm())
 
 
 def _right_padded(input_ids: Any, attention_mask: Any) -> np.ndarray | None:
@@ -229,9 +247,13 @@ def _right_padded(input_ids: Any, attention_mask: Any) -> np.ndarray | None:
 
 
 def install(model: Any) -> None:
-    """Let the decoder of a causal language model read in this way from now on."""
+    """Let the decoder of a causal language model read in this way from now on, if it has one that can be told apart
+    from its head."""
     decoder = model.get_decoder()
-    if "forward" in vars(decoder):
-        return  # it does already
+    if decoder is model or not isinstance(decoder, PreTrainedModel) or "forward" in vars(decoder):
+        return  # the last: it does already
+    takes = inspect.signature(type(decoder).forward).parameters
+    if not {"input_ids", "attention_mask", "position_ids"} <= takes.keys():
+        return
     sharing = Sharing(decoder)
-    decoder.forward = functools.wraps(type(decoder).forward)(lambda *args, **rest: sharing(*args, **rest))
+    decoder.forward = functools.wraps(type(decoder).forward)(lambda *args, **rest: sharing.forward(*args, **rest))

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.cpmant import CpmAntConfig
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.llama import LlamaConfig
+from transformers.models.llama4 import Llama4TextConfig
 from transformers.models.mamba import MambaConfig
 from transformers.models.mistral import MistralConfig
+from transformers.models.modernbert_decoder import ModernBertDecoderConfig
 from transformers.models.qwen3 import Qwen3Config
+from transformers.models.recurrent_gemma import RecurrentGemmaConfig
 
 from empathy.train import sharing
 
@@ -146,12 +150,38 @@ def hidden(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return states * batch["attention_mask"][..., None]
 
 
-def test_a_model_that_ignores_the_mask_is_found_out_and_read_row_by_row() -> None:
-    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
-    model, batch = model_of(config).eval(), padded(drawn(2))
-    plain = hidden(model, batch)
+UNFIT: dict[str, Any] = {
+    "mamba: it takes no mask of four axes": lambda: MambaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4
+    ),
+    "recurrent gemma: rows flow into each other": lambda: RecurrentGemmaConfig(
+        **{k: v for k, v in TINY.items() if k != "head_dim"}, lru_width=32
+    ),
+    "llama 4: its decoder is the whole model": lambda: Llama4TextConfig(
+        **TINY, intermediate_size_mlp=48, num_local_experts=2
+    ),
+    "modern bert: its decoder is the head": lambda: ModernBertDecoderConfig(
+        **{k: v for k, v in TINY.items() if k not in ("head_dim", "num_key_value_heads")}, pad_token_id=0
+    ),
+    "cpm ant: its decoder takes other things": lambda: CpmAntConfig(
+        vocab_size=64, hidden_size=32, num_attention_heads=4, dim_head=8, dim_ff=48, num_hidden_layers=2
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_no_plain_decoder_is_read_row_by_row(name: str, dtype: torch.dtype) -> None:
+    model, batch = model_of(UNFIT[name]()).eval().to(dtype), padded(drawn(2))
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model(**batch, use_cache=False).logits
+        return found
+
+    plain = logits()
     sharing.install(model)
-    torch.testing.assert_close(hidden(model, batch), plain)
+    torch.testing.assert_close(logits(), plain, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
