@@ -238,6 +238,12 @@ def _tell(work: Work, stage: Stage, error: tuple[str, str] | None) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Ray's errors carry whole logs; what went wrong stands at the end."""
+    """Ray's errors carry whole logs; what went wrong stands at the end, but for a machine without memory: there stands
+    a link."""
+    if "running low on memory" in str(error):
+        return (
+            "its machine ran out of memory, and Ray killed the largest of its processes: lower micro_batch in [train], "
+            "or end what else runs there"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"its training group kept ending: {lines[-1] if lines else type(error).__name__}"

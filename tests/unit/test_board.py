@@ -101,6 +101,18 @@ def test_why_a_group_ended_is_told_in_a_line() -> None:
     )
 
 
+def test_why_no_group_could_be_kept_is_told_in_a_line() -> None:
+    from cluster.steps.training import _reason
+
+    low = RuntimeError(
+        "1 worker(s) were killed due to the node running low on memory.\n...\nRefer to the documentation"
+    )
+    assert "ran out of memory" in _reason(low)
+    assert "lower micro_batch in [train]" in _reason(low)
+    assert _reason(RuntimeError("a log\n\n  NameError: x  \n")) == "its training group kept ending: NameError: x"
+    assert _reason(RuntimeError()) == "its training group kept ending: RuntimeError"
+
+
 def test_losses_are_counted_against_what_the_profile_allows_and_name_the_stage() -> None:
     stage, lines = Stage(LogprobsSpec(), label="held-out"), list[str]()
     losses = _Losses(Progress(out=lines.append, now_s=lambda: 0.0), Placement(workers=2), max_failures=1)
