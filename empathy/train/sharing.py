@@ -23,8 +23,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-CAPACITIES = tuple(1.12**n for n in range(13))
-"""How long the rows of the new batch may be, in lengths of the longest old one: the cheapest is taken."""
+CAPACITIES = (1.0, 1.6, 1.25, 2.2, 1.12, 1.4, 2.8, 1.9, 3.5)
+"""How long the rows of the new batch may be, in lengths of the longest old one: the cheapest is taken. Those that are
+the cheapest most often come first."""
+TRIED = 192
+"""Rows put into bins, over all capacities: of many rows, fewer capacities are tried. A row takes about 20 us."""
 WORTH = 0.95
 """A layout is used if it costs at most this share of what the padded batch costs."""
 MASK_BYTES = 128 << 20
@@ -68,8 +71,12 @@ def lay_out(ids_BL: np.ndarray, lengths_B: np.ndarray, cost: Cost) -> Layout | N
     """The cheapest layout found; None where none is worth it. Row b is ids_BL[b, : lengths_B[b]], one token or more."""
     rows, longest = ids_BL.shape
     common_BB = _common(ids_BL, lengths_B)
+    distinct = lengths_B.sum() - np.tril(common_BB, -1).max(-1).sum()
+    if distinct * cost.token > WORTH * cost.of(rows, longest):
+        return None
     order = _families(common_BB, lengths_B)
-    tries = [_bins(order, common_BB, lengths_B, int(longest * c)) for c in CAPACITIES]
+    capacities = CAPACITIES[: max(2, TRIED // rows)]
+    tries = [_bins(order, common_BB, lengths_B, int(longest * c)) for c in capacities]
     shapes = [(len(bins), max(size for _, size in bins)) for bins in tries]
     room = max(MASK_BYTES, rows * longest**2)
     costs = [cost.of(R, T) if room >= R * T * T else np.inf for R, T in shapes]

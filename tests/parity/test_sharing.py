@@ -99,7 +99,7 @@ def test_rows_of_one_length_with_nothing_in_common_stay_as_they_are() -> None:
 
 def test_a_mask_is_no_larger_than_the_padded_batchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pairs that cost anything, one long row is the cheapest."""
-    free, rows = sharing.Cost(token=1.0, pair=0.0), drawn(5)
+    free, rows = sharing.Cost(token=1.0, pair=0.0), drawn(5, prompts=12, replies=1, trunk=0)
     longest = laid_out(rows, free)
     assert longest is not None
     monkeypatch.setattr(sharing, "MASK_BYTES", 0)
