@@ -45,7 +45,8 @@ def _fate(life: Life, stage: Stage, spec: ExamplesSpec) -> Iterator[str]:
     """What the set has of this dialogue, what it dropped and why, and the ratings that decided."""
     if spec.objective == "sft":
         shown = life.of(stage, Demonstration)
-        said = [f"learns the {e.source} reply" for e in shown or ()]
+        does = "learns" if spec.split == "train" else "scored on"
+        said = [f"{does} the {e.source} reply" for e in shown or ()]
     else:
         pairs = life.of(stage, Preference)
         shown, said = (

@@ -153,6 +153,16 @@ def test_a_test_dialogue_shows_what_students_give_to_the_held_out_replies(
     assert "held-out reply: not made yet" in lines[second:]
 
 
+def test_a_test_dialogue_is_scored_on_and_never_learned_from(
+    file: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = lower(experiment.load(file)).report.inputs["dialogues"]
+    bad = next(d.id for d in store.get(about).read(Dialogue) if d.split == "test" and d.ratings["human"] < 3)
+    text = " ".join(traced(file, store, capsys, bad))
+    assert "sft heldout method=improve_human teacher=rule-teacher-1 strategy=naive: scored on the improved reply" in text
+    assert "learns" not in text
+
+
 def test_a_judges_scores_stand_beside_its_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tiny_file(tmp_path)
     text = re.sub(
