@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +34,10 @@ WORTH = 0.95
 """A layout is used if it costs at most this share of what the padded batch costs."""
 MASK_BYTES = 128 << 20
 """A mask takes no more than this, or than the padded batch's own would."""
+
+
+_DROPS = re.compile(r"(?!summary|classifier).*drop")
+"""Names of a config's shares that are dropped in a decoder; heads for other tasks have their own."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +171,24 @@ def _grow(
 
 
 class Sharing:
-    """`forward` stands in for a decoder's. `trusted`: what the trial showed; None before it."""
+    """`forward` stands in for a decoder's, and does not keep it alive: weights go when their last user lets go of them.
+    `trusted`: what the trial showed; None before it."""
 
     def __init__(self, decoder: Any):
-        self._decoder, self._plain = decoder, decoder.forward
+        self._weakly = weakref.ref(decoder)
         self._cost = Cost.model(decoder)
         self._window = getattr(decoder.config.get_text_config(), "sliding_window", None)
         self.trusted: bool | None = None
+
+    @property
+    def _decoder(self) -> Any:
+        decoder = self._weakly()
+        assert decoder is not None, "it is called through the decoder"
+        return decoder
+
+    def _plain(self, *args: Any, **rest: Any) -> Any:
+        decoder = self._decoder
+        return type(decoder).forward(decoder, *args, **rest)
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, *others: Any, **rest: Any) -> Any:
         """As the decoder; `attention_mask` (B, L) with its padding on the right is what can be laid out anew."""
@@ -201,8 +218,10 @@ class Sharing:
         decoder = self._decoder
         if not decoder.training:
             return False
-        scores = getattr(decoder.config.get_text_config(), "attention_dropout", None)
-        return bool(scores) or any(isinstance(m, torch.nn.Dropout) and m.p for m in decoder.modules())
+        told = decoder.config.get_text_config().to_dict().items()  # some layers drop by a number, without a module
+        if any(_DROPS.match(name) and isinstance(share, float) and share > 0 for name, share in told):
+            return True
+        return any(isinstance(m, torch.nn.Dropout) and m.p for m in decoder.modules())
 
     def _laid_out(self, layout: Layout, device: Any, rest: dict[str, Any]) -> Any:
         ids_RT, positions_RT, mask_R1TT, place_BL = (

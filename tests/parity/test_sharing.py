@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.cpmant import CpmAntConfig
 from transformers.models.gpt2 import GPT2Config
+from transformers.models.gpt_bigcode import GPTBigCodeConfig
 from transformers.models.llama import LlamaConfig
 from transformers.models.llama4 import Llama4TextConfig
 from transformers.models.mamba import MambaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.modernbert_decoder import ModernBertDecoderConfig
+from transformers.models.opt import OPTConfig
 from transformers.models.qwen3 import Qwen3Config
 from transformers.models.recurrent_gemma import RecurrentGemmaConfig
 
@@ -209,6 +213,38 @@ def test_what_else_is_asked_of_a_decoder_is_answered_as_ever() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     made = model.generate(**padded([[5, 6, 7], [5, 6, 7]]), max_new_tokens=4, do_sample=False)
     assert made.shape == (2, 7)
+
+
+def test_weights_go_with_their_last_user_and_wait_for_no_garbage_collector() -> None:
+    model = model_of(CONFIGS["llama"]())
+    sharing.install(model)
+    hidden(model, padded(drawn(1)))
+    weights = weakref.ref(model.get_decoder())
+    gc.disable()
+    try:
+        del model
+        assert weights() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.1),
+        GPTBigCodeConfig(
+            vocab_size=64, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0.1, resid_pdrop=0.0, embd_pdrop=0.0
+        ),
+    ],
+    ids=["opt", "gpt-bigcode"],
+)
+def test_what_is_dropped_by_a_number_of_the_config_is_not_shared(config: Any) -> None:
+    model, batch = model_of(config).train(), padded([[*range(3, 20), 30], [*range(3, 20), 31, 32], [40, 41]])
+    sharing.install(model)
+    hidden(model.eval(), batch)  # as a reference is scored on the resident base before it trains
+    read = counted(model.train())
+    hidden(model, batch)
+    assert read == [batch["input_ids"].numel()]
 
 
 def test_installing_twice_is_installing_once() -> None:
