@@ -159,7 +159,7 @@ def test_a_test_dialogue_is_scored_on_and_never_learned_from(
     about = lower(experiment.load(file)).report.inputs["dialogues"]
     bad = next(d.id for d in store.get(about).read(Dialogue) if d.split == "test" and d.ratings["human"] < 3)
     text = " ".join(traced(file, store, capsys, bad))
-    assert "sft heldout method=improve_human teacher=rule-teacher-1 strategy=naive: scored on the improved reply" in text
+    assert "strategy=naive: scored on the improved reply dpo heldout" in text
     assert "learns" not in text
 
 
