@@ -37,11 +37,11 @@ def grid(least_stages: int) -> Experiment:
 
 
 def pretend_done(stages: list[Stage], store: Path) -> None:
-    """Manifests without parts: what the question "is it finished?" looks at."""
+    """Manifests without parts: all that planning looks at."""
     for stage in stages:
         folder = store / stage.kind / stage.key
         folder.mkdir(parents=True)
-        manifest = {"key": stage.key, "identity": stage.identity, "meta": {}, "parts": [], "files": {}}
+        manifest = {"key": stage.key, "identity": stage.identity, "meta": {}, "made": {}, "parts": [], "files": {}}
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -60,16 +60,21 @@ def planned(x: Experiment, store_url: str) -> dict[str, Any]:
     return {"stages": len(stages), "done": len(done)} | found | {"plan_s": found["lower_s"] + found["text_s"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    x = grid(2_000 if parser.parse_args().quick else 10_000)
+def measured(least_stages: int) -> list[dict[str, Any]]:
+    """Planned on an empty store, and on one that has half of what is made last."""
+    x = grid(least_stages)
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"store": "empty"} | planned(x, f"{folder}/empty")]
         late = {"logprobs", "verdicts"}  # what hides nothing else and is not read to plan
         some = [s for s in walk([lower(x).report]) if s.kind in late][::2]
         pretend_done(some, Path(folder) / "half")
-        rows.append({"store": "half done"} | planned(x, f"{folder}/half"))
+        return [*rows, {"store": "half done"} | planned(x, f"{folder}/half")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    rows = measured(2_000 if parser.parse_args().quick else 10_000)
     figures = {f"{row['store'].replace(' ', '_')}_plan_s": row["plan_s"] for row in rows}
     report("planning", rows, {"stages": rows[0]["stages"], **figures}, ["pydantic"])
 
