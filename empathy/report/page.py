@@ -187,6 +187,12 @@ NO_DROPS = {*ASKED, "rows", "limited", "unknown", "shared", "shared_tokens_in", 
 """Counts of a stage that say what was done, and not what was lost."""
 
 
+def _kept(s: Mapping[str, Any], lost: int) -> int | None:
+    """Rows of a stage that are of use. A reply or a verdict that came to nothing is a row all the same; a checkpoint
+    has none."""
+    return s["rows"] - lost if s["kind"] in ("replies", "verdicts") else s["rows"] or None
+
+
 def _counted(stages: Iterable[Mapping[str, Any]], told: Container[str]) -> dict[str, Any]:
     """What stages lost (other than dialogues and the sets in `told`, which have tables of their own), what each asked
     for, and the proofs, by name: how many stages gave them, and their values where these are few."""
@@ -194,7 +200,7 @@ def _counted(stages: Iterable[Mapping[str, Any]], told: Container[str]) -> dict[
     for s in stages:
         drops = {r: n for r, n in s["drops"].items() if n and r not in NO_DROPS}
         if drops and s["kind"] != "dialogues" and s["key"] not in told:
-            lost.append({**s, "drops": drops})
+            lost.append({**s, "drops": drops, "kept": _kept(s, sum(drops.values()))})
         if any(s["drops"].get(name) for name in ASKED):
             asked.append(s)
         for name, value in s["proofs"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,18 +78,25 @@ def test_sets_of_every_step_of_every_arm(report: tuple[Stage, Store]) -> None:
     assert len(training_sets(Cells(stage), store)) == 2
 
 
-def test_the_page_shows_them(report: tuple[Stage, Store], tmp_path: Path) -> None:
+def drops_rows(
+    report: tuple[Stage, Store], tmp_path: Path, stages: Sequence[dict[str, object]] = ()
+) -> list[list[str]]:
+    """The cells of every row of the page's section on drops, as text."""
     stage, store = report
     nothing = {"split": {"sizes": {}, "side": "test", "source": "sample", "how": {"type": "random"}, "groups": 0}}
     nothing["split"]["cap_words"] = 97
-    content = nothing | {"stand_ins": [], "stages": [], "served": [], "judged": [], "samples": []}
+    content = nothing | {"stand_ins": [], "stages": list(stages), "served": [], "judged": [], "samples": []}
     content |= {"training_sets": training_sets(Cells(stage), store), "sources": sources(stage, store)}
     page = draw_page(stage, [], content, tmp_path, Headline("trial", "?"), store.url).read_text()
     section = page[page.index('<h2 id="drops">') : page.index('<h2 id="artifacts">')]
-    rows = [
+    return [
         [re.sub("<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
         for row in re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
     ]
+
+
+def test_the_page_shows_them(report: tuple[Stage, Store], tmp_path: Path) -> None:
+    rows = drops_rows(report, tmp_path)
     assert [row[1:-1] for row in rows[:4]] == [
         ["set", "selected", "cut off", "near duplicate", "dropped, %", "examples"],
         ["sft", "1,640", "10", "6", "1.0", "1"],  # 16 of 1,640
@@ -96,3 +104,24 @@ def test_the_page_shows_them(report: tuple[Stage, Store], tmp_path: Path) -> Non
         ["dpo", "5", "", "", "0.0", "1"],
     ]
     assert rows[5][:-1] == ["mine", "1,003", "train 1", "empty turn 2"]
+
+
+def test_what_a_stage_kept_is_without_the_rows_that_came_to_nothing(
+    report: tuple[Stage, Store], tmp_path: Path
+) -> None:
+    """A reply or verdict that came to nothing is a row of its stage; an example that was too long is none."""
+    told = {"at": "", "proofs": {}}
+    stages = [
+        {"kind": "replies", "key": "1" * 32, "rows": 60, "drops": {"dropped: empty": 11, "calls": 120}, **told},
+        {"kind": "verdicts", "key": "2" * 32, "rows": 24, "drops": {"dropped: unreadable": 1}, **told},
+        {"kind": "logprobs", "key": "3" * 32, "rows": 30, "drops": {"too_long": 2}, **told},
+        {"kind": "checkpoint", "key": "4" * 32, "rows": 0, "drops": {"too_long": 2}, **told},
+    ]
+    rows = drops_rows(report, tmp_path, stages)
+    lost = rows.index(["stage", "rows lost", "kept", "from"])
+    assert [row[:-1] for row in rows[lost + 1 : lost + 5]] == [
+        ["replies", "empty 11", "49"],
+        ["verdicts", "unreadable 1", "23"],
+        ["logprobs", "too long 2", "30"],
+        ["checkpoint", "too long 2", "–"],
+    ]
