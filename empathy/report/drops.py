@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from empathy.report.cells import Cells
+from empathy.specs import ExamplesSpec
 from empathy.stages import Stage, walk
 from empathy.store import Store
 
@@ -40,6 +41,18 @@ def learned_from(checkpoint: Stage | None) -> Iterator[Stage]:
         yield from learned_from(checkpoint.inputs.get("policy"))
         if "examples" in checkpoint.inputs:
             yield checkpoint.inputs["examples"]
+
+
+def screens(report: Stage) -> dict[str, tuple[str, ...]]:
+    """Key of each training set -> the screens that looked at its replies, whatever they caught; none where only what
+    people wrote is learned."""
+    from empathy.candidates import Choice  # polars is slow to load
+
+    return {
+        stage.key: Choice(stage.spec).screens
+        for stage in walk([report])
+        if isinstance(stage.spec, ExamplesSpec) and stage.spec.purpose == "train"
+    }
 
 
 def sources(report: Stage, store: Store) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from empathy.columns import to_table
 from empathy.records import Estimate
 from empathy.report import book as words
+from empathy.report import drops
 from empathy.report.book import Book, opponent_kind
 from empathy.report.plots import figures
 from empathy.stages import Stage, walk
@@ -100,7 +101,7 @@ def draw_page(
         labels={s.key: s.label for s in walk([stage])},
         kinds={s.key: s.kind for s in walk([stage])},
         estimates_csv=as_csv(with_names),
-        **_tables(book, content),
+        **_tables(book, content, drops.screens(stage)),
     )
     page = out_dir / "report.html"
     page.write_text(text, encoding="utf-8")
@@ -127,7 +128,7 @@ def place_of(artifact: str, store_url: str, out_dir: Path) -> str:
     return quote(Path(os.path.relpath(manifest, out_dir.absolute())).as_posix())
 
 
-def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
+def _tables(book: Book, content: Mapping[str, Any], screened: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     side, fewer = content["split"]["sizes"].get(content["split"]["side"], 0), dict[str, list[int]]()
     for row in content["judged"]:
         if row["dialogues"] < side:
@@ -143,7 +144,8 @@ def _tables(book: Book, content: Mapping[str, Any]) -> dict[str, Any]:
         "fewer": fewer,
         "ratings": [r | {"mean": _mean(r)} for r in content.get("ratings", ())],
         "judges": sorted({f"{e.judge} ({e.note})" for e in book.of("win_rate")}),
-        "reasons": sorted({reason for s in content["training_sets"] for reason in s["dropped"]}),
+        "reasons": sorted({r for s in content["training_sets"] for r in (*s["dropped"], *screened.get(s["key"], ()))}),
+        "screened": screened,
         "talkers": [s for s in book.responders if book.get(s, "words")],
         "rubric": list(book.of("rubric_overall")),
         "overlaps": list(book.of("rouge_l")),

@@ -11,7 +11,7 @@ import pytest
 from empathy.records import Demonstration, Dialogue, Preference, Turn
 from empathy.report import Headline
 from empathy.report.cells import Cells
-from empathy.report.drops import sources, training_sets
+from empathy.report.drops import screens, sources, training_sets
 from empathy.report.page import draw_page
 from empathy.specs import (
     CheckpointSpec,
@@ -20,6 +20,8 @@ from empathy.specs import (
     Dpo,
     ExamplesSpec,
     HubBase,
+    Human,
+    ImproveHuman,
     Lora,
     Optimiser,
     RandomSplit,
@@ -30,6 +32,7 @@ from empathy.stages import Stage
 from empathy.store import Store
 
 NAMES = {"a000": "student=tiny regime=sft seed=0", "a001": "student=tiny regime=sft+dpo seed=0"}
+SCREENS = ("refusal", "cut_off", "copies_input", "near_duplicate")
 DIALOGUE = Dialogue("d", "g", (Turn("user", "I lost it."),))
 
 
@@ -50,10 +53,16 @@ def report(tmp_path: Path) -> tuple[Stage, Store]:
     shown = Demonstration.of(DIALOGUE, DIALOGUE.turns, "oh", "human")
     pair = Preference.of(DIALOGUE, DIALOGUE.turns, ("oh", "teacher"), ("ah", "human"))
     sets = [
-        made(store, Stage(ExamplesSpec(method=Direct(), objective=o), {"dialogues": dialogues}), rows, cls, meta)  # type: ignore[arg-type]
-        for o, rows, cls, meta in (
-            ("sft", [shown], Demonstration, {"candidates": 1640, "dropped": {"cut_off": 10, "near_duplicate": 6}}),
-            ("dpo", [pair], Preference, {"candidates": 5, "dropped": {}}),
+        made(
+            store,
+            Stage(ExamplesSpec(method=Direct(), objective=o, screens=screens), {"dialogues": dialogues}),  # type: ignore[arg-type]
+            rows,
+            cls,
+            meta,
+        )
+        for o, screens, rows, cls, meta in (
+            ("sft", SCREENS, [shown], Demonstration, {"candidates": 1640, "dropped": {"cut_off": 10, "refusal": 6}}),
+            ("dpo", (), [pair], Preference, {"candidates": 5, "dropped": {}}),
         )
     ]
     optimiser, base = Optimiser(learning_rate=1e-4), Stage(CheckpointSpec(base=HubBase(model="tiny")))
@@ -70,8 +79,8 @@ def test_sets_of_every_step_of_every_arm(report: tuple[Stage, Store]) -> None:
     stage, store = report
     found = training_sets(Cells(stage), store)
     assert [(s["slot"], s["objective"], s["selected"], s["examples"], s["dropped"]) for s in found] == [
-        ("a000", "sft", 1640, 1, {"cut_off": 10, "near_duplicate": 6}),
-        ("a001", "sft", 1640, 1, {"cut_off": 10, "near_duplicate": 6}),
+        ("a000", "sft", 1640, 1, {"cut_off": 10, "refusal": 6}),
+        ("a001", "sft", 1640, 1, {"cut_off": 10, "refusal": 6}),
         ("a001", "dpo", 5, 1, {}),
     ]
     store.discard("examples", found[2]["key"])  # a finished student does not need it any more
@@ -98,10 +107,10 @@ def drops_rows(
 def test_the_page_shows_them(report: tuple[Stage, Store], tmp_path: Path) -> None:
     rows = drops_rows(report, tmp_path)
     assert [row[1:-1] for row in rows[:4]] == [
-        ["set", "selected", "cut off", "near duplicate", "dropped, %", "examples"],
-        ["sft", "1,640", "10", "6", "1.0", "1"],  # 16 of 1,640
-        ["sft", "1,640", "10", "6", "1.0", "1"],
-        ["dpo", "5", "", "", "0.0", "1"],
+        ["set", "selected", "copies input", "cut off", "near duplicate", "refusal", "dropped, %", "examples"],
+        ["sft", "1,640", "0", "10", "0", "6", "1.0", "1"],  # 16 of 1,640; two screens ran and caught nothing
+        ["sft", "1,640", "0", "10", "0", "6", "1.0", "1"],
+        ["dpo", "5", "", "", "", "", "0.0", "1"],  # no screen ran
     ]
     assert rows[5][:-1] == ["mine", "1,003", "train 1", "empty turn 2"]
 
@@ -125,3 +134,10 @@ def test_what_a_stage_kept_is_without_the_rows_that_came_to_nothing(
         ["logprobs", "too long 2", "30"],
         ["checkpoint", "too long 2", "–"],
     ]
+
+
+def test_what_people_wrote_is_screened_by_nothing() -> None:
+    specs = [ExamplesSpec(method=m, objective="sft", screens=SCREENS) for m in (Human(), ImproveHuman())]
+    stages = [Stage(spec, {}) for spec in specs]
+    found = screens(Stage(ReportSpec(), {f"heldout:sft:{k}": s for k, s in enumerate(stages)}))
+    assert found == {stages[0].key: (), stages[1].key: SCREENS}
