@@ -145,6 +145,9 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cases = QUICK if options.quick else GPU if on_gpu() else LAPTOP
+    labels = [c.label for c in cases]
+    if unknown := [s for s in options.shapes or () if not any(s in label for label in labels)]:
+        parser.error(f"--shapes {' '.join(unknown)}: there are {', '.join(labels)}")
     cases = tuple(c for c in cases if not options.shapes or any(s in c.label for s in options.shapes))
     if not on_gpu():
         import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from empathy import documents
 from empathy.store import Store
@@ -83,6 +83,13 @@ class Engine(Section):
     max_num_seqs: int = Field(64, ge=1)
     kv_cache_gib: float = Field(1, gt=0)
     max_model_len: int = Field(1024, ge=64)
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("a share of one GPU (0.5: two engines on it), or a whole number of them")
+        return gpus
 
 
 class Gpu(Section):

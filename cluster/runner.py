@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster import gpus
 from cluster.executors import LANES, Context, Lane, place_of, sort_of
 from cluster.live import live
 from cluster.providers import asked
@@ -67,6 +68,7 @@ def run(
     context.progress.begin(pending, lambda stage: sort_of(stage, lanes), _asking(pending, context, lanes))
     if not pending:
         return Outcome(0)
+    gpus.check(context.profile, {place_of(stage, lanes).lane for stage in pending})
     context.progress.schedule = schedule = Schedule(pending, lambda stage: place_of(stage, lanes))
     work = Work(schedule, context.store, context.progress, _total)
     with live(context.progress):
@@ -104,7 +106,7 @@ class _Run:
             self._start(lambda lane: not lane.on_ray(self.context))
             if self._start_is_due():
                 self.context.progress.say(starting(self.context.profile))
-                up.enter_context(ray_session(self.context.profile))
+                up.enter_context(ray_session(self.context.profile, self.context.progress.say))
                 up.enter_context(_ended_by_signals())  # Ray has set a handler of its own
                 up.callback(self._end)  # before Ray is taken down
                 self._start(lambda lane: lane.on_ray(self.context))

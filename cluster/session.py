@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +29,16 @@ def environment(profile: Profile) -> dict[str, str]:
     }
 
 
+Say = Callable[[str], None]
 STARTS = 3
 """A busy machine can miss the 30 s that Ray gives its own processes to come up; another try finds it less busy."""
 
 
-def _start(options: dict[str, Any]) -> None:
+class RayDownError(ConnectionError):
+    """Ray does not come up on this machine now."""
+
+
+def _start(options: dict[str, Any], say: Say) -> None:
     import psutil
     import ray
 
@@ -44,8 +49,14 @@ def _start(options: dict[str, Any]) -> None:
             return
         except Exception as error:  # Ray raises the bare class here; the text alone tells a slow start
             ray.shutdown()
-            if "timed out during startup" not in str(error) or attempt == STARTS:
+            if "timed out during startup" not in str(error):
                 raise
+            if attempt == STARTS:
+                raise RayDownError(
+                    f"Ray did not start in {STARTS} tries of half a minute: this machine is too busy (load "
+                    f"{os.getloadavg()[0]:.0f}). Nothing was lost: run the same command again when less runs here"
+                ) from error
+            say(f"Ray did not start within half a minute (the machine is busy): try {attempt + 1} of {STARTS}")
             _end([child for child in psutil.Process().children() if child not in ours])
 
 
@@ -92,9 +103,10 @@ _changing, _inside = threading.Lock(), 0
 
 
 @contextmanager
-def ray_session(profile: Profile) -> Iterator[None]:
+def ray_session(profile: Profile, say: Say = lambda line: None) -> Iterator[None]:
     """Ray is up inside: the first thread that comes in starts it, the last that goes out ends it. A Ray that somebody
-    else started in this process is left alone. RAY_ADDRESS (set in a submitted job) wins over the profile's address."""
+    else started in this process is left alone. RAY_ADDRESS (set in a submitted job) wins over the profile's address.
+    `say` hears of tries in vain; raises RayDownError after the last."""
     import ray
 
     global _inside
@@ -102,7 +114,7 @@ def ray_session(profile: Profile) -> Iterator[None]:
         foreign = _inside == 0 and ray.is_initialized()
         if not foreign:
             if _inside == 0:
-                _begin(profile)
+                _begin(profile, say)
             _inside += 1
     try:
         yield
@@ -124,7 +136,7 @@ def _address(profile: Profile) -> str:
     return os.environ.get("RAY_ADDRESS") or profile.ray.address
 
 
-def _begin(profile: Profile) -> None:
+def _begin(profile: Profile, say: Say) -> None:
     address = _address(profile)
     settings = environment(profile)
     os.environ.update(settings)
@@ -145,4 +157,4 @@ def _begin(profile: Profile) -> None:
             "include_dashboard": False,
         }
     _quieten()
-    _start(options)
+    _start(options, say)

@@ -107,7 +107,7 @@ class Work:
         if lease is None and not self.store.done(stage):
             self._hold(stage)
             return False
-        if lease is not None and (lease.epoch == 1 or not self.store.done(stage)):  # the former holder may have ended
+        if lease is not None and not self.store.done(stage):  # who held it before may have ended a moment ago
             self._leases[stage.key] = lease
             self.progress.taken(stage)
             return True

@@ -172,11 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mendable(error: OSError) -> bool:
-    """A stored file that is not what was written (its message says what to delete), and a place that may not be
-    used."""
+    """A stored file that is not what was written (its message says what to delete), a place that may not be used, and a
+    machine on which Ray does not start."""
+    from cluster.session import RayDownError
     from empathy.artifact import CorruptError
 
-    if isinstance(error, CorruptError | PermissionError):  # a bucket's has no number
+    if isinstance(error, CorruptError | PermissionError | RayDownError):  # a bucket's has no number
         return True
     return error.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC)
 

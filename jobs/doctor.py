@@ -6,7 +6,6 @@ import http.client
 import importlib.metadata as packages
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import urllib.error
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster import gpus
 from cluster import profile as profiles
 from cluster.profile import EMBEDDED, Profile
 from empathy import experiment
@@ -52,12 +52,13 @@ def _machine() -> Iterator[Check]:
 
 def _accelerators(profile: Profile) -> Iterator[Check]:
     """GPUs, and what compiles kernels for them."""
-    found, wanted = _gpus(), _gpus_wanted(profile)
-    said = "; ".join(found) or "none: training and generation run on the CPU"
+    found, wanted = gpus.found(), gpus.wanted(profile)
+    said = "; ".join(found.names) or found.why or "none: training and generation run on the CPU"
     short = (
         f"{said}. The profile's tables [train] and [engine] want {wanted:g} here: take another profile, or lower them"
     )
-    yield Check("gpu", False if wanted > len(found) else None, short if wanted > len(found) else said)
+    too_few = wanted > len(found.names)
+    yield Check("gpu", False if too_few else None, short if too_few else said)
     if not wanted:
         compiler = shutil.which("g++") or shutil.which("c++")
         yield Check("compiler", None, compiler or "none: DeepSpeed runs without its shared-memory operator")
@@ -71,25 +72,9 @@ def _accelerators(profile: Profile) -> Iterator[Check]:
     )
     yield Check("compiler", not missing, remedy if missing else "gcc and Python.h")
     build = _version("vllm")
-    yield Check("vllm for gpus", build is not None, build or "not installed; `make setup` on this machine installs it")
-
-
-def _gpus() -> list[str]:
-    """ "NVIDIA H100 80GB HBM3, 81559 MiB, driver 580.159.04" for each GPU that nvidia-smi lists."""
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
-        return []
-    asked = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    lines = [line.rpartition(", ") for line in done.stdout.splitlines() if done.returncode == 0 and line.strip()]
-    return [f"{what}, driver {driver}" for what, _, driver in lines]
-
-
-def _gpus_wanted(profile: Profile) -> float:
-    """On this machine at once: training and the engine take turns. On a cluster that is joined, none."""
-    if (os.environ.get("RAY_ADDRESS") or profile.ray.address) != "local":
-        return 0
-    return max(profile.train.workers * profile.train.gpus_per_worker, profile.engine.replicas * profile.engine.gpus)
+    yield Check(
+        "vllm for gpus", build is not None, build or "not installed; `make setup` on a machine with a GPU does it"
+    )
 
 
 def _packages() -> Iterator[Check]:

@@ -70,7 +70,8 @@ def diagnose(error: Exception, log: str) -> Diagnosis:
     if isinstance(error, ValueError):  # ours, or vLLM's word on an option: it names what it is about
         return Diagnosis(_line(str(error)), lasting=True)
     causes += [f"{kind}: {line}" for line, kind in _ASSERTED.findall(log)]
-    said = _line(causes[-1] if causes else f"{type(error).__name__}: {error}")
+    first = [cause for cause in causes if cause.startswith(_LASTING)]  # what comes after it came of it
+    said = _line(first[0] if first else causes[-1] if causes else f"{type(error).__name__}: {error}".rstrip(": "))
     return Diagnosis(said, lasting=said.startswith(_LASTING))
 
 

@@ -65,6 +65,13 @@ INFO 11-22 17:06:30 [utils.py:620] [shutdown] Process manager: send sigterm to p
         (VAGUE, f"{WORKER} KeyError: 'rope_theta'\n", ["KeyError: 'rope_theta'"], False),
         (VAGUE, ASSERTED, ["AssertionError: assert weight.dtype in [torch.float16, torch.bfloat16]"], True),
         (VAGUE, f"{WORKER} ModuleNotFoundError: No module named 'torchvision'\n", ["'torchvision'"], True),
+        (
+            VAGUE,
+            f"{WORKER} ModuleNotFoundError: No module named 'x'\n{WORKER} RuntimeError: see root cause above\n",
+            ["ModuleNotFoundError: No module named 'x'"],
+            True,
+        ),
+        (AssertionError(), "", ["AssertionError"], True),
         (VAGUE, "", ["Engine core initialization failed"], False),
         (ValueError("adapter 'a' changes nothing"), "", ["adapter 'a' changes nothing"], True),
     ],

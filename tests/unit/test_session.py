@@ -15,7 +15,7 @@ from cluster.profile import Profile
 
 
 def test_a_failed_start_leaves_no_process_and_ends_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[subprocess.Popen[bytes]] = []
+    begun, said = list[subprocess.Popen[bytes]](), list[str]()
 
     def slow(**options: Any) -> None:
         begun.append(subprocess.Popen(["sleep", "60"]))
@@ -24,12 +24,22 @@ def test_a_failed_start_leaves_no_process_and_ends_nobody_elses(monkeypatch: pyt
 
     monkeypatch.setattr(ray, "init", slow)
     with subprocess.Popen(["sleep", "60"]) as other:
-        session._start({})
+        session._start({}, said.append)
         alive = [psutil.pid_exists(p.pid) and psutil.Process(p.pid).status() != "zombie" for p in [*begun, other]]
         for process in (begun[-1], other):
             process.kill()
             process.wait()
     assert alive == [False, False, True, True]
+    assert said == [f"Ray did not start within half a minute (the machine is busy): try {k} of 3" for k in (2, 3)]
+
+
+def test_a_ray_that_never_starts_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(session.RayDownError, match=r"did not start in 3 tries.*run the same command again"):
+        session._start({}, lambda line: None)
 
 
 def test_another_error_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +48,7 @@ def test_another_error_is_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ConnectionError, match="no cluster"):
-        session._start({})
+        session._start({}, lambda line: None)
 
 
 def test_the_first_that_comes_in_starts_ray_and_the_last_that_goes_out_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

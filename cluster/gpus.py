@@ -1,0 +1,62 @@
+"""GPUs of this machine, and whether there are as many as a profile takes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from cluster.profile import Profile
+
+ANSWER_S = 20.0
+"""A driver that hangs never answers."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What nvidia-smi lists, such as "NVIDIA H100 80GB HBM3, 81559 MiB, driver 580.159.04"; `why` says why it lists
+    nothing, where there is more to say than that it is not installed."""
+
+    names: tuple[str, ...] = ()
+    why: str = ""
+
+
+def found() -> Found:
+    """The GPUs of this machine."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return Found()
+    asked = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return Found(why=f"nvidia-smi does not answer within {ANSWER_S:g} s: the driver hangs; restart the machine")
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[:200]
+        return Found(why=f"nvidia-smi ends with {done.returncode}: {said or 'it says nothing'}")
+    lines = [line.rpartition(", ") for line in done.stdout.splitlines() if line.strip()]
+    return Found(tuple(f"{what}, driver {driver}" for what, _, driver in lines))
+
+
+def wanted(profile: Profile, lanes: Collection[str] = ("training", "generating")) -> float:
+    """GPUs of this machine that `lanes` take at once: training and the engine take turns. None of it where a cluster
+    is joined."""
+    if (os.environ.get("RAY_ADDRESS") or profile.ray.address) != "local":
+        return 0
+    training = profile.train.workers * profile.train.gpus_per_worker if "training" in lanes else 0
+    return max(training, profile.engine.replicas * profile.engine.gpus if "generating" in lanes else 0)
+
+
+def check(profile: Profile, lanes: Collection[str]) -> None:
+    """Raises ValueError when this machine has fewer GPUs than `lanes` take: Ray would wait for them for ever."""
+    want = wanted(profile, lanes)
+    if not want or want <= len((there := found()).names):
+        return
+    raise ValueError(
+        f"the profile's [train] gpus_per_worker = {profile.train.gpus_per_worker} (workers = {profile.train.workers}) "
+        f"and [engine] gpus = {profile.engine.gpus:g} (replicas = {profile.engine.replicas}) take {want:g} GPUs of "
+        f"this machine, which has {len(there.names)}{f' ({there.why})' if there.why else ''}: take another profile "
+        'with --on, set them to 0 to use the CPU, or join a cluster with [ray] address = "auto"'
+    )
