@@ -127,34 +127,43 @@ def _shared(lowered: Lowered, stages: Sequence[Stage]) -> Iterator[str]:
 
 def alone(lowered: Lowered) -> int:
     """How many stages the arms would make in all if each were an experiment of its own."""
-    return sum(len(of_arm(lowered, cell, index)) for index in [_Index(lowered)] for cell in lowered.cells)
+    return sum(len(of_arm(lowered, cell, index)) for index in [Index(lowered)] for cell in lowered.cells)
 
 
-class _Index:
-    """The report's inputs by slot. `common` is what bases are measured on, beside each arm that stands on them."""
+class Index:
+    """The report's inputs by slot. `common` is what bases, people and teachers are measured on; `bases` are the
+    answers of each student's base."""
 
     def __init__(self, lowered: Lowered):
+        inputs = lowered.report.inputs
         self.slots: dict[str, list[Stage]] = {cell.slot: [] for cell in lowered.cells}
         self.common: list[Stage] = []
-        for name, stage in lowered.report.inputs.items():
+        for name, stage in inputs.items():
             slot = name.partition(":")[0]
             if slot in self.slots:
                 self.slots[slot].append(stage)
             elif stage.kind in ("logprobs", "verdicts"):
                 self.common.append(stage)
         self.replies = {cell.replies.key for cell in lowered.cells}
+        self.human = inputs["human:replies"]
+        self.bases = {student: inputs[f"base{k}:replies"] for k, student in enumerate(lowered.bases)}
 
 
-def of_arm(lowered: Lowered, cell: Cell, index: _Index) -> set[str]:
-    """Keys of the stages of an experiment that has this arm alone: its own, what it is measured on, what its base is
-    measured on beside it, and a report."""
+def of_arm(lowered: Lowered, cell: Cell, index: Index) -> set[str]:
+    """Keys of the stages of an experiment that has this arm alone: its own, its base's answers, what those and its
+    teacher are measured on, and a report."""
     others = index.replies - {cell.replies.key}
     own = [s for s in index.slots[cell.slot] if not any(i.key in others for i in s.inputs.values())]
-    needed = {stage.key for stage in walk(own)}
-    there = {s.key: s for s in index.common if all(i.key in needed for i in s.inputs.values())}
-    initial = cell.lesson.initial  # this arm improves on it and does not measure its base against it
-    base = {key for key, s in there.items() if initial is None or s.inputs.get("b") != initial}
-    return needed | base | {lowered.report.key}
+    needed = {stage.key for stage in walk([*own, index.human, index.bases[cell.student]])}
+    sides = [index.human, index.bases[cell.student], cell.lesson.learned]
+    compared = {side.key for side in sides if side}  # not what this arm's replies were pooled or improved from
+    common = {s.key for s in index.common if _about(s) <= (compared if s.kind == "verdicts" else needed)}
+    return needed | common | {lowered.report.key}
+
+
+def _about(measured: Stage) -> set[str]:
+    """Keys of what is measured: a checkpoint on a set of examples, or one or two sets of replies."""
+    return {stage.key for name, stage in measured.inputs.items() if name != "dialogues"}
 
 
 # ---------------------------------------------------------------- money

@@ -266,13 +266,41 @@ def test_clusters_widen_by_their_size_and_by_t() -> None:
 # ---------------------------------------------------------------- the graph
 
 
-def test_arms_alone_are_what_each_would_make_as_an_experiment_of_its_own(tmp_path: Path) -> None:
-    arms = [{"method": "direct"}, {"method": ["improve_human", "improve_llm"], "strategy": ["naive", "all_three"]}]
-    grid = {"regime": ["sft", "dpo", "sft+dpo"], "seed": [0, 1]}
-    x = tiny(tmp_path, n=N, arms=arms, grid=grid)
+STRATEGIES = ["naive", "all_three", "cognitive", "affective", "compassionate", "combined"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"judge__models": ["rule-judge-1", "rule-judge-2"]},
+        {"judge__opponents": ["teacher", "naive"]},
+        {"judge__opponents": ["human"]},
+        {"rubric": {"provider": "embedded", "model": "rule-judge-1"}},
+    ],
+)
+def test_arms_alone_are_what_each_would_make_as_an_experiment_of_its_own(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also an arm that pools or improves the replies of others: its base is not judged against those."""
+    arms = [{"method": "direct"}, {"method": ["improve_human", "improve_llm"], "strategy": STRATEGIES}]
+    lowered = lower(x := tiny(tmp_path, n=N, arms=arms, **changes))
+    assert len(lowered.cells) == 13 * 2
+    index, sizes = plan.Index(lowered), []
+    for cell in lowered.cells:
+        report = lower(x, only=[cell.name]).report
+        singly = {stage.key for stage in walk([report])}
+        assert plan.of_arm(lowered, cell, index) - {lowered.report.key} == singly - {report.key}, cell.name
+        sizes.append(len(singly))
+    assert plan.alone(lowered) == sum(sizes)
+
+
+def test_students_alone_are_what_each_would_make_too(tmp_path: Path) -> None:
+    students = {name: {"model": f"nobody/{name}"} for name in ("one", "two")}
+    x = tiny(tmp_path, n=N, students=students, grid={"regime": ["sft", "dpo", "sft+dpo"], "seed": [0, 1]})
     lowered = lower(x)
     singly = [len(list(walk([lower(x, only=[cell.name]).report]))) for cell in lowered.cells]
-    assert len(singly) == 5 * 3 * 2
+    assert len(singly) == 2 * 3 * 2
     assert plan.alone(lowered) == sum(singly)
 
 
