@@ -14,7 +14,7 @@ import pytest
 
 from cluster import runner
 from cluster.executors import Context, Lane, sort_of
-from cluster.lease import is_free, try_lease
+from cluster.lease import Lease, is_free, try_lease
 from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.schedule import Place, Schedule, State
@@ -263,6 +263,21 @@ def test_two_runs_share_the_work_and_each_stage_has_one_maker(store: Store) -> N
     assert sorted(made) == sorted(["source", "end", *(s.label for s in stages)])
     assert sum(o.made for o in outcomes) == 22
     assert store.done(end)
+
+
+def test_what_another_run_finished_a_moment_ago_is_not_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look whether it is done and the lease."""
+    made = list[str]()
+
+    def late(store: Store, wanted: Stage) -> Lease | None:
+        commit(store, wanted)  # by the other run, whose lease is gone by now
+        return try_lease(store, wanted)
+
+    monkeypatch.setattr("cluster.work.try_lease", late)
+    outcome = runner.run([SOURCE], context(store), one_lane(lambda s, _: made.append(s.label)))
+    assert (outcome.made, made) == (0, [])
 
 
 def test_a_stage_in_other_hands_is_made_when_its_holder_lets_go(store: Store) -> None:
