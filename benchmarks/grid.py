@@ -5,7 +5,7 @@
 Twelve arms: six lessons (the teacher's own replies, and five strategies that rewrite the human's), each by SFT and by
 SFT + DPO. All three ways read the same base from a folder and use the same settings and all cores.
 
-- grid: one `empathy run` down to the report.
+- grid: one `empathy run` down to the report; teacher and judge are asked by the driver, as suits one small machine.
 - singles: each arm is an experiment of its own with a store of its own, one after another. Nothing is shared but the
   base's folder and the page cache: a store that is shared would be the grid, made slowly.
 - scripts: each arm is a process of `benchmarks.grid_script`. It is given its training sets and asks no teacher and no
@@ -48,6 +48,8 @@ QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 """For all three alike: threads that spin while they wait make every timing on a shared machine a lottery."""
 SHAPE = RandomBase(vocab=1024, hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, positions=512)
 PROFILE = f"""
+[ask]
+workers     = 0
 [train]
 workers     = 1
 micro_batch = 16
