@@ -1,0 +1,82 @@
+"""`empathy report`: the page from what the store holds, on a tiny experiment whose student answers and whose training
+is written down here; sets, verdicts and the report are really made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from empathy import experiment, judges
+from empathy.lower import lower
+from empathy.records import Dialogue, Logprob, Reply, Verdict
+from empathy.specs import RepliesSpec, Student, VerdictsSpec
+from empathy.stages import Stage, walk
+from empathy.store import Store
+from jobs import cli
+from serving.rules import judge
+from tests.experiments import tiny_file
+from tests.sets import answered, made
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The experiment, in the folder that commands run in."""
+    monkeypatch.chdir(tmp_path)
+    return tiny_file(tmp_path)
+
+
+@pytest.fixture
+def store(file: Path) -> Store:
+    """All stages are there but the report."""
+    found, lowered = Store.open(str(file.parent / "store")), lower(experiment.load(file))
+    made(lowered, found)
+    for stage in walk([lowered.report]):
+        if stage.kind != "report" and not found.done(stage):
+            _write(found, stage)
+    return found
+
+
+def _write(store: Store, stage: Stage) -> None:
+    writer, spec = store.writer(stage), stage.spec
+    about = stage.inputs.get("examples" if stage.kind == "logprobs" else "dialogues")
+    for part in range(len(store.get(about).parts)) if about and stage.kind != "checkpoint" else ():
+        if isinstance(spec, VerdictsSpec):
+            asked = judges.askings(stage, store, part)
+            writer.write_records(part, [answered(a, judge.reply) for _, a in asked], Verdict)
+        elif isinstance(spec, RepliesSpec):
+            assert isinstance(spec.responder, Student)
+            here = [d for d in store.get(stage.inputs["dialogues"]).read(Dialogue, part) if d.split == "test"]
+            writer.write_records(
+                part, [Reply(d.id, "tiny", f"I hear you. {stage.key[: k % 9]}") for k, d in enumerate(here)], Reply
+            )
+        else:
+            ids = store.get(stage.inputs["examples"]).table(part).column("id").to_pylist()
+            sides = (
+                ("reply",)
+                if store.get(stage.inputs["examples"]).identity["spec"]["objective"] == "sft"
+                else ("chosen", "rejected")
+            )
+            writer.write_records(part, [Logprob(i, side, -20.0, 10) for i in ids for side in sides], Logprob)
+    writer.commit()
+
+
+def test_the_numbers_of_a_choice_are_made_when_all_that_they_need_is_there(
+    file: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(file), "--store", store.url, "--only", "regime=sft"]) == 0
+    *_, page = capsys.readouterr().out.split()
+    assert Path(page).parent.name.startswith("only-regime=sft-")
+    text = Path(page).read_text()
+    assert "student=tiny regime=sft " in text
+    assert "sft+dpo" not in text
+    assert not store.done(lower(experiment.load(file)).report)
+
+
+def test_what_is_lacking_is_said_and_not_made(file: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    report = lower(experiment.load(file)).report
+    lacking = next(stage for stage in report.inputs.values() if stage.kind == "verdicts")
+    store.discard(lacking.kind, lacking.key)
+    assert cli.main(["report", str(file), "--store", store.url]) == 2
+    assert "2 stages are not made in" in capsys.readouterr().err
+    assert not store.done(report)
