@@ -93,21 +93,23 @@ def a_row(stage: Stage, view: View) -> tuple[Amount, Amount]:
 
 
 def _reply(stage: Stage, view: View) -> Iterator[Amount]:
-    """A chat of one or several turns; each turn is shown all turns and answers before it."""
+    """A chat of one or several turns; each turn is shown all turns and answers before it. At most: the answers, and
+    another's that is improved on, at their limits."""
     spec = stage.spec
     assert isinstance(spec, RepliesSpec)
     assert isinstance(spec.responder, Teacher)
     teacher, corpus = spec.responder, view.corpus(stage)
-    filled = {
-        "{dialogue}": tokens(corpus.dialogue_chars),
-        "{reply}": view.reply_tokens(stage.inputs.get("improves"), corpus),
-    }
-    turns = [
-        _text(t) + sum(t.count(name) * size for name, size in filled.items()) + MESSAGE_TOKENS for t in teacher.turns
-    ]
     system = _text(teacher.system) + MESSAGE_TOKENS if teacher.system else 0.0
-    expected = view.reply_tokens(stage, corpus)
-    for answer in (expected, float(teacher.max_tokens)):
+    for at_most in (False, True):
+        filled = {
+            "{dialogue}": tokens(corpus.dialogue_chars),
+            "{reply}": view.reply_tokens(stage.inputs.get("improves"), corpus, at_most),
+        }
+        turns = [
+            _text(t) + sum(t.count(name) * size for name, size in filled.items()) + MESSAGE_TOKENS
+            for t in teacher.turns
+        ]
+        answer = view.reply_tokens(stage, corpus, at_most)
         shown = [
             system + sum(turns[: k + 1]) + k * (min(answer, teacher.max_tokens) + MESSAGE_TOKENS)
             for k in range(len(turns))

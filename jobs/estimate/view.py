@@ -50,14 +50,16 @@ class View:
         """What an answer of the model costs: measured in this store, else `assumed`."""
         return self._measured.get((kind, model), assumed)
 
-    def reply_tokens(self, replies: Stage | None, corpus: Corpus) -> float:
-        """Mean tokens of the replies of a stage; of the human's without one."""
+    def reply_tokens(self, replies: Stage | None, corpus: Corpus, at_most: bool = False) -> float:
+        """Mean tokens of the replies of a stage; of the human's without one. `at_most`: a teacher's at its limit."""
         spec = replies.spec if replies else RepliesSpec(responder=Recorded(responder=HUMAN))
         assert isinstance(spec, RepliesSpec)
         if isinstance(spec.responder, Recorded):
             return tokens(corpus.reply_chars(spec.responder.responder))
         if replies is not None and isinstance(spec.responder, Pooled):
-            return mean(self.reply_tokens(replies.inputs[name], corpus) for name in _pooled(replies))
+            return mean(self.reply_tokens(replies.inputs[name], corpus, at_most) for name in _pooled(replies))
+        if at_most and isinstance(spec.responder, Teacher):
+            return float(spec.responder.max_tokens)
         model = spec.responder.model if isinstance(spec.responder, Teacher) else ""
         return self.answer_tokens("replies", model, REPLY_WORDS * TOKENS_PER_WORD)
 

@@ -108,6 +108,16 @@ def test_a_chat_of_three_turns_is_three_requests_that_grow(tmp_path: Path, store
     assert bill.low.tokens_in == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("method", ["improve_human", "improve_llm"])
+def test_a_reply_to_improve_may_be_as_long_as_its_teacher_may_answer(method: str, tmp_path: Path, store: Store) -> None:
+    """The human's is known; another answer of 28 words x 4/3 may have 200 tokens."""
+    _, to_make, view = view_of(tiny(tmp_path, n=N, arms=[{"method": method, "strategy": "naive"}]), store)
+    improved = next(s for s in to_make if s.kind == "replies" and s.label.endswith(" naive"))
+    (bill,) = bills([improved], view, Held(None), Profile())
+    longer = 200 - 28 * 4 / 3 if method == "improve_llm" else 0
+    assert bill.high.tokens_in - bill.low.tokens_in == pytest.approx(N * longer)
+
+
 def test_what_the_ledger_holds_is_not_asked_again(tmp_path: Path, store: Store) -> None:
     lowered, to_make, view = view_of(tiny(tmp_path, n=N), store)
     stage = next(s for s in to_make if s.label.endswith(" direct"))
