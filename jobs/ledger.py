@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from cluster import profile as profiles
 from cluster.profile import Profile
 from empathy.store import Artifact, CorruptError, Store
+from empathy.words import counted
 from serving.prices import Prices
 from serving.spending import UNKNOWN, spending
 from serving.uses import uses
@@ -34,12 +35,13 @@ class Sum:
 
 @dataclass(frozen=True)
 class Paid:
-    """A group of replies that are alike."""
+    """A group of replies that are alike. `share` of the list price was paid for each (batches cost less)."""
 
     experiment: str
     provider: str
     model: str
     day: str
+    share: float
     sum: Sum
 
 
@@ -73,7 +75,7 @@ def _paid(row: dict[str, Any], prices: Prices) -> Paid:
     usd = row["price"] * price.usd(row["tokens_in"], row["tokens_out"]) if price else 0.0
     unpriced = 0 if price else row["requests"]
     sums = Sum(row["requests"], row["tokens_in"], row["tokens_out"], usd, unpriced, row["uncounted"])
-    return Paid(row["experiment"], row["provider"], row["model"], str(row["day"]), sums)
+    return Paid(row["experiment"], row["provider"], row["model"], str(row["day"]), row["price"], sums)
 
 
 def _table(title: str, paid: list[Paid], by: Callable[[Paid], str]) -> Iterator[str]:
@@ -106,7 +108,17 @@ def _prices(paid: list[Paid], prices: Prices) -> Iterator[str]:
             said = "no bill: our own"
         else:
             said = f"{price.usd_per_million_in:g} in, {price.usd_per_million_out:g} out, as of {price.as_of}"
+            said += "".join(_discounts([p for p in paid if (p.provider, p.model) == (provider, model)]))
         yield f"  {provider + ' ' + model:<38}{said}"
+
+
+def _discounts(paid: list[Paid]) -> Iterator[str]:
+    """ "; times 0.5 for 110 of 120 requests (batch API)", for each share of the price that is not the whole."""
+    requests: Counter[float] = Counter()
+    for p in paid:
+        requests[p.share] += p.sum.requests
+    for share in sorted(requests.keys() - {1.0}):
+        yield f"; times {share:g} for {requests[share]:,} of {counted(requests.total(), 'request')} (batch API)"
 
 
 # ---------------------------------------------------------------- sharing

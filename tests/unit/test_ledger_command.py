@@ -108,7 +108,7 @@ def test_the_tables_have_dollars_where_a_price_is_known(
     }
     # 3 x (0.1 x $10 + 0.01 x $100) = 6; half the price of one such reply; unknown; the sum of what is known.
     assert row == {"paper": "6.00", "cheap": "1.00", "odd": "unknown", "all": ">= 7.00"}
-    assert "10 in, 100 out, as of 2026-11-01" in said
+    assert "10 in, 100 out, as of 2026-11-01; times 0.5 for 1 of 4 requests (batch API)\n" in said
     assert 'unknown: add [prices."nobody-knows"]' in said
 
 
