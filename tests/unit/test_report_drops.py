@@ -87,17 +87,19 @@ def test_sets_of_every_step_of_every_arm(report: tuple[Stage, Store]) -> None:
     assert len(training_sets(Cells(stage), store)) == 2
 
 
-def drops_rows(
-    report: tuple[Stage, Store], tmp_path: Path, stages: Sequence[dict[str, object]] = ()
-) -> list[list[str]]:
-    """The cells of every row of the page's section on drops, as text."""
+def drops_section(report: tuple[Stage, Store], tmp_path: Path, stages: Sequence[dict[str, object]] = ()) -> str:
+    """The page's section on drops, and on what stages asked for."""
     stage, store = report
     nothing = {"split": {"sizes": {}, "side": "test", "source": "sample", "how": {"type": "random"}, "groups": 0}}
     nothing["split"]["cap_words"] = 97
     content = nothing | {"stand_ins": [], "stages": list(stages), "served": [], "judged": [], "samples": []}
     content |= {"training_sets": training_sets(Cells(stage), store), "sources": sources(stage, store)}
     page = draw_page(stage, [], content, tmp_path, Headline("trial", "?"), store.url).read_text()
-    section = page[page.index('<h2 id="drops">') : page.index('<h2 id="artifacts">')]
+    return page[page.index('<h2 id="drops">') : page.index('<h2 id="artifacts">')]
+
+
+def cells_of(section: str) -> list[list[str]]:
+    """The cells of every row, as text."""
     return [
         [re.sub("<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
         for row in re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
@@ -105,7 +107,7 @@ def drops_rows(
 
 
 def test_the_page_shows_them(report: tuple[Stage, Store], tmp_path: Path) -> None:
-    rows = drops_rows(report, tmp_path)
+    rows = cells_of(drops_section(report, tmp_path))
     assert [row[1:-1] for row in rows[:4]] == [
         ["set", "selected", "copies input", "cut off", "near duplicate", "refusal", "dropped, %", "examples"],
         ["sft", "1,640", "0", "10", "0", "6", "1.0", "1"],  # 16 of 1,640; two screens ran and caught nothing
@@ -126,7 +128,7 @@ def test_what_a_stage_kept_is_without_the_rows_that_came_to_nothing(
         {"kind": "logprobs", "key": "3" * 32, "rows": 30, "drops": {"too_long": 2}, **told},
         {"kind": "checkpoint", "key": "4" * 32, "rows": 0, "drops": {"too_long": 2}, **told},
     ]
-    rows = drops_rows(report, tmp_path, stages)
+    rows = cells_of(drops_section(report, tmp_path, stages))
     lost = rows.index(["stage", "rows lost", "kept", "from"])
     assert [row[:-1] for row in rows[lost + 1 : lost + 5]] == [
         ["replies", "empty 11", "49"],
@@ -141,3 +143,13 @@ def test_what_people_wrote_is_screened_by_nothing() -> None:
     stages = [Stage(spec, {}) for spec in specs]
     found = screens(Stage(ReportSpec(), {f"heldout:sft:{k}": s for k, s in enumerate(stages)}))
     assert found == {stages[0].key: (), stages[1].key: SCREENS}
+
+
+def test_what_was_asked_is_said_to_be_of_the_run_that_finished(report: tuple[Stage, Store], tmp_path: Path) -> None:
+    """27 calls after a kill that had paid for 33: the page's tokens are fewer than the ledger's, and it says why."""
+    counts = {"calls": 27, "from_ledger": 33, "tokens_in": 34_693, "tokens_out": 4_000}
+    stage = {"kind": "replies", "key": "1" * 32, "rows": 60, "drops": counts, "at": "", "proofs": {}}
+    section = drops_section(report, tmp_path, [stage])
+    assert "What 1 stage asked for, in the runs that finished them" in section
+    assert "their tokens are in no column" in section
+    assert cells_of(section)[-1][:-1] == ["replies", "27", "0", "33", "34,693", "4,000"]
