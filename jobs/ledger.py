@@ -15,6 +15,12 @@ from serving.prices import Prices
 from serving.spending import UNKNOWN, spending
 from serving.uses import uses
 
+COUNTED = (
+    "  counted, at the whole price: of stages that others made, the requests of the runs that finished them (not what",
+    "  their makers had in the ledger already, say from a run cut off); of its own stages, the replies others paid for",
+)
+"""What the table of sharing holds: the lines below it."""
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -128,7 +134,9 @@ def savings(store: Store, prices: Prices, damaged: Callable[[CorruptError], None
     """Experiment -> what others had paid for and it did not have to, in the stages that are finished: at least this.
 
     Two ways: a stage that another experiment had made is used whole; and in making its own stages, single replies came
-    from the ledger that another had bought. What nobody's name stands on is left out.
+    from the ledger that another had bought. What nobody's name stands on is left out. Of a stage used whole counts what
+    its parts' manifests tell: the requests of the runs that finished the parts. Answers that the maker already had in
+    the ledger, from a run that was cut off or from another of its stages, are not told apart there, and count nothing.
     """
     saved: dict[str, Sum] = defaultdict(Sum)
     users = uses(store.files, damaged)
@@ -165,3 +173,4 @@ def _saved(saved: dict[str, Sum]) -> Iterator[str]:
         return
     yield _head("saved by sharing (at least)")
     yield from (_row(name, s) for name, s in saved.items())
+    yield from COUNTED

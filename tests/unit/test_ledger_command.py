@@ -182,6 +182,29 @@ def test_what_sharing_saved(store: Store) -> None:
     assert paid == {"small": 6, "large": 4}
 
 
+def test_what_a_maker_had_before_is_not_counted_and_the_table_says_so(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ "small" has 4 of its 6 replies from before it made the stage; "third" takes the stage, "fourth" its replies."""
+    from cluster.steps.asking import Job
+    from serving.providers import Provider
+    from serving.scripted import Scripted
+
+    before, whole, again = (teaching(store, range(n), str(k) * 64) for k, n in enumerate((4, 6, 6)))
+    with Scripted() as server:
+        providers = {"embedded": Provider("embedded", server.url)}
+        for name, stage, n in (("small", before, 4), ("small", whole, 6), ("fourth", again, 6)):
+            ask_all([Job(stage, Reply, replies.askings, (n,))], store, providers, 0, 4, lambda *_: None, name)
+        assert server.counts()["total"] == 6
+    uses.note(store.files, "third", [whole])
+    saved = ledger.savings(store, Prices())
+    assert {name: s.requests for name, s in saved.items()} == {"third": 2, "fourth": 6}
+    assert cli.main(["ledger", "--store", store.url]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "saved by sharing (at least)" in said
+    assert "not what their makers had in the ledger already" in said
+
+
 @pytest.mark.parametrize("damaged", [b"", b"[]", b'{"experiment": "small", "stages": "replies/x"}'])
 def test_a_damaged_note_of_uses_is_named_and_left_out(
     damaged: bytes, store: Store, capsys: pytest.CaptureFixture[str]
