@@ -8,15 +8,14 @@ import numpy as np
 import polars as pl
 
 from empathy.cases import joined, rated
-from empathy.columns import to_table
 from empathy.methods import Said
-from empathy.records import HUMAN, Dialogue, Reply
+from empathy.records import HUMAN
 from empathy.screens import screened
 from empathy.specs import ExamplesSpec
 from empathy.twins import Keys, reply_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 NO_HUMAN, UNRATED, EQUAL = "no_human_reply", "unrated", "chosen_is_rejected"
 _UNRATED = pl.col("wanted").is_null() & pl.col("human").is_not_null()
@@ -58,11 +57,10 @@ class Choice:
             reasons.append(pl.when(pl.col(chosen) == pl.col(rejected)).then(pl.lit(EQUAL)))
         return rows.with_columns(reason=pl.coalesce(reasons))
 
-    def count(self, dialogues: Iterable[Dialogue], learned: Iterable[Reply], initial: Iterable[Reply]) -> int:
-        """How many of `dialogues` the method selects, before anything is dropped; for plans. Raises as `candidates`
-        does."""
-        found = [pl.DataFrame(pl.from_arrow(to_table(of, cls))) for of, cls in ((learned, Reply), (initial, Reply))]
-        rows = joined(pl.DataFrame(pl.from_arrow(to_table(dialogues, Dialogue))), *found)
+    def count(self, dialogues: pl.DataFrame, learned: pl.DataFrame | None, initial: pl.DataFrame | None) -> int:
+        """How many of `dialogues` the method selects, before anything is dropped; for plans. The tables are those that
+        `cases.joined` takes. Raises as `candidates` does."""
+        rows = joined(dialogues, learned, initial)
         for who in ("human", "learned"):
             rows = rated(rows, who)
         return int(self._wanted(rows)["wanted"].sum())

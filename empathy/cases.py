@@ -10,12 +10,14 @@ dialogues and samples, joined by dialogue id. A dialogue that nobody answered ha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
 from empathy.artifact import Artifact
-from empathy.records import GOOD, HUMAN, OKAY
+from empathy.columns import schema_of
+from empathy.records import GOOD, HUMAN, OKAY, Dialogue
 from empathy.specs import ExamplesSpec
 
 _DIALOGUE = ("id", "group", "turns", "split", "situation", "human_reply", "ratings", "recorded")
@@ -56,6 +58,17 @@ def joined(dialogues: pl.DataFrame, learned: pl.DataFrame | None, initial: pl.Da
     """The table, without ratings, of dialogues and replies (columns of `Dialogue` and `Reply`)."""
     rows = _with(dialogues.rename({"human_reply": "human"}), _told(learned, "learned"))
     return _with(rows, _told(initial, "initial").drop("model", "text", "sample").unique("dialogue_id", keep="first"))
+
+
+def table(dialogues: Iterable[Dialogue]) -> pl.DataFrame:
+    """Dialogues that are in no store yet, as `columns` has those of an artifact; for plans, so by polars alone: the
+    first array that pyarrow makes of Python values loads pandas, which takes most of a second."""
+    rows, types = list(dialogues), pl.Schema(schema_of(Dialogue))
+    found: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in _DIALOGUE}
+    found["turns"] = [[turn.as_message() for turn in turns] for turns in found["turns"]]
+    for name in ("ratings", "recorded"):
+        found[name] = [[{"key": key, "value": held[key]} for key in sorted(held)] for held in found[name]]
+    return pl.DataFrame(found, {name: types[name] for name in found})
 
 
 def answers(dialogues: pl.DataFrame, responder: str) -> pl.DataFrame:

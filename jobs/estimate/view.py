@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from empathy.doors import TO_ASK, recorded
-from empathy.records import HUMAN, Dialogue, Reply
+from empathy.doors import recorded
+from empathy.records import HUMAN
 from empathy.specs import ExamplesSpec, ImproveLlm, Pooled, Recorded, RepliesSpec, Student, Teacher, VerdictsSpec
 from empathy.stages import Stage
 from empathy.store import Store
 from jobs.estimate import REPLY_WORDS, TOKENS_PER_WORD, tokens
 from jobs.estimate.corpus import Corpus, look, mean
+
+if TYPE_CHECKING:  # slow to load
+    import polars as pl
 
 
 class View:
@@ -22,6 +25,7 @@ class View:
         self._corpora: dict[str, Corpus] = {}
         self._examples: dict[str, int | None] = {}
         self._chose: dict[tuple[Any, ...], int] = {}
+        self._tables: dict[str, pl.DataFrame] = {}
         self._measured = self._measure(stages)
 
     def corpus(self, stage: Stage) -> Corpus:
@@ -116,11 +120,21 @@ class View:
         alike = (stage.inputs["dialogues"].key, spec.method, spec.objective, spec.purpose, spec.split, learned, initial)
         if alike not in self._chose:
             from empathy.candidates import Choice
+            from empathy.cases import answers
 
-            dialogues = list(self.corpus(stage).on(spec.split))
-            said = ([r for d in dialogues if (r := _said(who, d)) is not None] for who in (learned, initial))
+            dialogues = self._table(stage).filter(split=spec.split)
+            said = (None if who is None else answers(dialogues, who) for who in (learned, initial))
             self._chose[alike] = Choice(spec).count(dialogues, *said)
         return self._chose[alike]
+
+    def _table(self, stage: Stage) -> pl.DataFrame:
+        """The dialogues that a stage is about, for a selection to look at."""
+        from empathy.cases import table
+
+        key = stage.inputs["dialogues"].key
+        if key not in self._tables:
+            self._tables[key] = table(self.corpus(stage).some)
+        return self._tables[key]
 
 
 def samples(replies: Stage) -> int:
@@ -134,16 +148,6 @@ def samples(replies: Stage) -> int:
 
 def _pooled(replies: Stage) -> list[str]:
     return [name for name in replies.inputs if name.startswith("of:")]
-
-
-def _said(responder: str | None, dialogue: Dialogue) -> Reply | None:
-    """The responder's reply to the dialogue; a made-up one where it is still to be asked for."""
-    if responder is None:
-        return None
-    if responder == TO_ASK:
-        return Reply(dialogue.id, "", "to be asked for")
-    text = dialogue.reply_of(responder)
-    return Reply(dialogue.id, responder, text or "", dropped=None if text else "not_recorded")
 
 
 def asked_model(stage: Stage) -> tuple[str, str] | None:

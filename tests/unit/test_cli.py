@@ -22,10 +22,11 @@ from tests.experiments import tiny, tiny_file
 DEMO = str(Path(__file__).parents[2] / "jobs" / "experiments" / "demo.toml")
 
 
-def test_planning_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
+def test_planning_imports_neither_ray_nor_torch_nor_pandas(tmp_path: Path) -> None:
+    """Also where it looks at the data, as it does here: pandas alone takes most of a second."""
     code = (
         "import json, sys; from jobs import cli; code = cli.main(sys.argv[1:]); "
-        "print(json.dumps([code, sorted(m for m in ('ray', 'torch', 'vllm', 'transformers') if m in sys.modules)]))"
+        "print(json.dumps([code, sorted({'ray', 'torch', 'vllm', 'transformers', 'pandas'} & set(sys.modules))]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", DEMO, "--store", str(tmp_path)], capture_output=True, text=True, check=True
