@@ -162,8 +162,8 @@ def _show(
         where=shlex.join(["--store", store.url] if on is None else ["--on", on, "--store", store.url]),
     )
     page = report.render(lowered.report, store, folder(profile, x.name, only), headline)
-    estimates = store.get(lowered.report).read(Estimate)
-    print(report.headline(estimates, lowered.report.locator, report.stand_ins(lowered.report)))
+    stage, estimates = lowered.report, store.get(lowered.report).read(Estimate)
+    print(report.headline(estimates, stage.locator, report.stand_ins(stage), report.judged_sizes(stage, store)))
     print(f"\n{page}")
     return 0
 

@@ -3,7 +3,8 @@
     build(stage, store)                   -> every estimate, and what else the page says
     make(stage, store, writer)            makes the artifact: part 0 the estimates, estimates.csv, content.json
     render(stage, store, folder, head)    draws folder/report.html from the artifact alone, with csv and svg beside it
-    headline(estimates, names, stand_ins) the table for a terminal
+    headline(estimates, names, ...)       the table for a terminal
+    judged_sizes(stage, store)            how many dialogues verdicts are about
     stand_ins(stage)                      rule-based models that stand where an LLM should be, in words
 
 Estimates name arms by slot ("a000"), as the stage's inputs do: a display name may change without making the artifact
@@ -93,12 +94,22 @@ def render(stage: Stage, store: Store, out_dir: Path, head: Headline) -> Path:
     return draw_page(stage, estimates, content, out_dir, head, store.url)
 
 
-def headline(estimates: Iterable[Estimate], names: Mapping[str, str], stand_ins: Sequence[str] = ()) -> str:
+def headline(
+    estimates: Iterable[Estimate],
+    names: Mapping[str, str],
+    stand_ins: Sequence[str] = (),
+    judged: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Win rates of every arm, then what needs no judge, then a warning if there are `stand_ins`; `names` is the locator
-    of the report stage."""
+    of the report stage, `judged` what `judged_sizes` found."""
     from empathy.report.console import headline as text
 
-    return text(estimates, names, stand_ins)
+    return text(estimates, names, stand_ins, judged)
+
+
+def judged_sizes(stage: Stage, store: Store) -> list[dict[str, Any]]:
+    """How many dialogues the verdicts on each arm ("slot") are about, by opponent and judge; of a finished report."""
+    return list(json.loads(store.get(stage).read_file("content.json"))["judged"])
 
 
 def stand_ins(stage: Stage) -> list[str]:

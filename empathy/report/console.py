@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from empathy.records import Estimate
 from empathy.report.book import UNKNOWN, Book, number, opponent_kind, percent
@@ -16,25 +17,42 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def headline(estimates: Iterable[Estimate], names: Mapping[str, str], stand_ins: Sequence[str] = ()) -> str:
+def headline(
+    estimates: Iterable[Estimate],
+    names: Mapping[str, str],
+    stand_ins: Sequence[str] = (),
+    judged: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Win rates of every arm, then what needs no judge, then a warning if there are `stand_ins`; `names` is the locator
-    of the report stage."""
+    of the report stage, `judged` what `empathy.report.content.judged_sizes` says: how many dialogues verdicts are
+    about."""
     book = Book(estimates, names)
-    tables = [_wins(book, str(judge)) for judge in dict.fromkeys(m.judge for m in book.matches)]
+    dialogues = {(j["slot"], j["opponent"], j["judge"]): int(j["dialogues"]) for j in judged}
+    tables = [_wins(book, str(judge), dialogues) for judge in dict.fromkeys(m.judge for m in book.matches)]
     return "\n\n".join([*tables, *_unjudged(book), *_warning(stand_ins)])
 
 
-def _wins(book: Book, judge: str) -> str:
+def _wins(book: Book, judge: str, dialogues: Mapping[tuple[str, str, str], int]) -> str:
     # A base is compared with every teacher of its students: that is for the page.
     rows = [e for e in book.of("win_rate") if e.judge == judge and not e.arm.startswith("base")]
     kinds = list(dict.fromkeys(opponent_kind(str(e.opponent)) for e in rows))
     cells = {(e.arm, opponent_kind(str(e.opponent))): percent(e).replace(" %", "") for e in rows}
     table = [["arm", *(f"against {k}" for k in kinds)]]
     table += [[book.name(a), *(cells.get((a, k), UNKNOWN) for k in kinds)] for a in dict.fromkeys(e.arm for e in rows)]
-    sizes = sorted({(e.n, e.clusters) for e in rows})
-    shown = [f"{counted(n, 'verdict')} in {counted(c, 'cluster')}" for n, c in sizes[:3]]
+    sizes = sorted({(e.n, dialogues.get((e.arm, str(e.opponent), judge), 0), e.clusters) for e in rows})
+    shown = [_size(*size) for size in sizes[:3]]
     n = " or ".join(shown) + (" ..." if len(sizes) > 3 else "")
-    return f"Win rate, % [95 % interval], judge {judge}; {n}\n\n{columns(table)}"
+    bare = any(text[0].isdigit() and "[" not in text for text in cells.values())
+    return f"Win rate, % [95 % interval], judge {judge}; {n}\n\n{columns(table)}" + (f"\n\n{BARE}" if bare else "")
+
+
+BARE = "without an interval: all clusters say the same, or there is one alone; nothing follows about others"
+
+
+def _size(verdicts: int, dialogues: int, clusters: int) -> str:
+    """ "24 verdicts on 12 dialogues in 5 clusters"; the dialogues where their number (not 0) is known."""
+    about = f" on {counted(dialogues, 'dialogue')}" if dialogues else ""
+    return f"{counted(verdicts, 'verdict')}{about} in {counted(clusters, 'cluster')}"
 
 
 def _warning(stand_ins: Sequence[str]) -> list[str]:

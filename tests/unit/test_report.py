@@ -429,10 +429,12 @@ def test_the_terminal_warns_of_stand_ins(book: Book, world: World, tmp_path: Pat
     )
 
 
-def test_headline_for_a_terminal(book: Book) -> None:
-    text = report.headline(book.all, NAMES)
-    assert "judge rule-judge; 48 verdicts in 6 clusters" in text
-    wins, own = ([x.split("  ") for x in part.splitlines()] for part in text.split("\n\n")[1::2])
+def test_headline_for_a_terminal(world: World, book: Book) -> None:
+    text = report.headline(book.all, NAMES, judged=report.judged_sizes(world.report, world.store))
+    assert "judge rule-judge; 48 verdicts on 24 dialogues in 6 clusters" in text, "both orders of each"
+    _, *tables = text.split("\n\n")
+    assert tables[1].startswith("without an interval"), "a001 ties with the teacher everywhere"
+    wins, own = ([x.split("  ") for x in part.splitlines()] for part in (tables[0], tables[3]))
     assert [x.strip() for x in wins[2] if x] == [
         "sft direct",
         "100.0 [47.6, 100.0]",

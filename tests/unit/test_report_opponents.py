@@ -53,6 +53,13 @@ def test_the_terminal_has_a_column_a_kind_and_a_row_an_arm() -> None:
     assert "–" in rows[0]
 
 
+def test_a_number_without_an_interval_is_explained() -> None:
+    same = Estimate("a001", "base0", "win_rate", 0.5, 0.5, 0.5, 24, 5, "judge-1", "robust mode", "k")
+    *_, last = headline([same], NAMES).splitlines()
+    assert last.startswith("without an interval: all clusters say the same")
+    assert "without an interval" not in headline(ROWS, NAMES)
+
+
 def test_a_bases_bar_stands_beside_the_arms_of_the_same_teacher() -> None:
     bars = {(b.panel, b.group, b.series): b.value for b in _wins(Book(ROWS, NAMES))}
     against = "llama against its teacher's reply"
