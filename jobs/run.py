@@ -7,7 +7,8 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from cluster import profile as profiles
@@ -52,8 +53,8 @@ def run(
     if all(store.done(target) for target in targets):
         print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
     else:
-        command = again(file, on, store_url, only, until, max_usd)
-        code = _make(x, targets, lowered.report, store, profile, command, max_usd)
+        go_on = partial(again, file, on, store_url, only, until)
+        code = _make(x, targets, lowered.report, store, profile, go_on, max_usd)
     uses.note(store.files, x.name, walk(targets))  # what was refused at the door stands on nothing
     if code:
         return code
@@ -66,10 +67,11 @@ def _make(
     whole: Stage,
     store: Store,
     profile: Profile,
-    command: str,
+    go_on: Callable[[float | None], str],
     max_usd: float | None,
 ) -> int:
-    """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on."""
+    """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on,
+    which is `go_on` of a cap in dollars that lets it get further."""
     from cluster import bases, embedded, providers, runner
     from cluster.quota import run_quota
 
@@ -82,10 +84,12 @@ def _make(
             context = runner.Context(store, profile, Progress(), places, x.name, quota)
             outcome = runner.run(targets, context, whole=[whole])
     except KeyboardInterrupt as told:
+        command = go_on(max_usd)
         print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED
     print(f"made {counted(outcome.made, 'stage')} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
     if outcome.failures:
+        command = go_on(quota.spending.next_max_usd)
         print(failed_table(outcome.failures, outcome.open, command), file=sys.stderr)
     return 1 if outcome.failures else 0
 

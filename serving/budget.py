@@ -32,11 +32,23 @@ class Spending:
     reserved_usd: float
     unpriced: int
     """Calls whose price is unknown: what they cost is not in `paid_usd`."""
+    unmade_usd: float = 0.0
+    """What the call that did not fit any more could cost."""
+
+    @property
+    def next_max_usd(self) -> float | None:
+        """The cap to go on with: this one, unless it is too small for that call even where nothing is paid before."""
+        return None if self.max_usd is None else max(self.max_usd, _rounded_up(self.unmade_usd))
 
     def __str__(self) -> str:
         cap = "" if self.max_usd is None else f" of {self.max_usd:.2f}"
         more = f" + {counted(self.unpriced, 'call')} of unknown price" if self.unpriced else ""
         return f"${self.paid_usd:.2f}{cap}{more}"
+
+
+def _rounded_up(usd: float) -> float:
+    """To a hundredth of a cent, as dollars are printed here."""
+    return math.ceil(usd * 1e4 - 1e-6) / 1e4
 
 
 class Budget:
@@ -51,6 +63,7 @@ class Budget:
             raise ValueError(f"max_usd = {max_usd}: give dollars, 0 or more")
         self.max_usd, self.paid_usd, self.unpriced = max_usd, 0.0, 0
         self.spent: str | None = None
+        self._unmade_usd = 0.0
         self._reserved: dict[str, float] = {}
 
     @property
@@ -59,7 +72,7 @@ class Budget:
 
     @property
     def spending(self) -> Spending:
-        return Spending(self.max_usd, self.paid_usd, sum(self._reserved.values()), self.unpriced)
+        return Spending(self.max_usd, self.paid_usd, sum(self._reserved.values()), self.unpriced, self._unmade_usd)
 
     def settle(self, worker: str, paid_usd: float, freed_usd: float) -> None:
         """Reservations of `worker` ended: `paid_usd` is their cost, `freed_usd` what they did not need (negative: they
@@ -80,10 +93,13 @@ class Budget:
             self._reserved[worker] = self._reserved.get(worker, 0.0) + (given := min(want_usd, max(room, least_usd)))
             return given
         if not alive.intersection(self._reserved):
+            self._unmade_usd = least_usd
             self.spent = (
                 f"max_usd = {self.max_usd:g}: ${self.paid_usd:.4f} is spent in this run, and the next call could cost "
                 f"${least_usd:.4f}, which would pass the cap"
             )
+            if (enough := self.spending.next_max_usd) != self.max_usd:
+                self.spent += f"; no run with this cap can make it: {enough} is the least that lets it through"
             if lost := sum(self._reserved.values()):
                 self.spent += f" (${lost:.4f} are set aside for calls whose worker died)"
         return 0.0

@@ -46,6 +46,18 @@ def test_it_is_spent_when_nobody_can_give_anything_back() -> None:
     assert budget.spent is not None
     assert "max_usd = 1: $0.9500 is spent in this run, and the next call could cost $0.0600" in budget.spent
     assert budget.reserve("b", 0.01, 0.01, BOTH) == 0.0  # for good, so that all workers end alike
+    assert "no run" not in budget.spent  # the next run begins with nothing paid
+    assert budget.spending.next_max_usd == 1
+
+
+def test_a_cap_that_lets_no_call_through_names_the_least_that_does() -> None:
+    budget, least_usd = Budget(0.05), 0.161252
+    assert budget.reserve("a", 1.0, least_usd, BOTH) == 0.0
+    assert "no run with this cap can make it: 0.1613 is the least that lets it through" in str(budget.spent)
+    enough = budget.spending.next_max_usd
+    assert enough == 0.1613
+    assert Budget(enough).reserve("a", 1.0, least_usd, BOTH) == enough
+    assert Budget().spending.next_max_usd is None
 
 
 def test_dollars_of_the_dead_stay_spent() -> None:
