@@ -31,7 +31,7 @@ def lower(experiment: Experiment, only: Sequence[str] = ()) -> Lowered:
     `only` keeps the cells whose name ("student=llama regime=sft method=direct teacher=gpt-4 seed=0") one of the
     patterns matches: each of its words a factor, as it is or as a glob ("regime=sft strategy=*naive"). Their stages
     have the keys that they have in the whole grid. Raises ValueError for what a user can mend, such as a pattern that
-    matches no cell.
+    matches no cell or says nothing.
     """
     return _Lowering(experiment, only).lower()
 

@@ -26,7 +26,10 @@ class Wanted:
 
 
 def wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> list[Wanted]:
-    """The cells of the grid that `only` matches, by student, lesson, regime and seed."""
+    """The cells of the grid that `only` matches, by student, lesson, regime and seed.
+
+    Raises ValueError for a pattern without a word, or that matches none, with the factors that there are.
+    """
     grid = [
         Wanted(*values)
         for values in product(x.student_names, lessons, x.grid.regime, x.grid.seed)
@@ -35,9 +38,29 @@ def wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> lis
     grid = list({w.name: w for w in grid}.values())  # an arm that the file names twice is one arm
     names = [w.name for w in grid]
     for pattern in only:
+        if not pattern.split():
+            raise ValueError(
+                f"only = {pattern!r}: names no factor; leave it out for the whole grid, or choose by\n{_factors(names)}"
+            )
         if not any(_matches(name, pattern) for name in names):
-            raise ValueError(f"only = {pattern!r}: matches no cell; there are\n  " + "\n  ".join(names))
+            raise ValueError(f"only = {pattern!r}: {_unmatched(names, pattern)}\n{_factors(names)}")
     return [w for w in grid if not only or any(_matches(w.name, pattern) for pattern in only)]
+
+
+def _unmatched(names: Sequence[str], pattern: str) -> str:
+    """Why a pattern matches none of the cells: a word that no cell has, or words that no cell has together."""
+    unknown = [word for word in pattern.split() if not any(_matches(name, word) for name in names)]
+    return f"no cell has {repr(unknown[0]) if unknown else 'all of these together'}; there are"
+
+
+def _factors(names: Sequence[str]) -> str:
+    """Each factor of the cells with its values, a line each."""
+    found: dict[str, dict[str, None]] = {}
+    for name in names:
+        for factor in name.split():
+            key, _, value = factor.partition("=")
+            found.setdefault(key, {})[value] = None
+    return "\n".join(f"  {key:<8}  {', '.join(values)}" for key, values in found.items())
 
 
 def _matches(name: str, pattern: str) -> bool:

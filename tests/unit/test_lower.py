@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -282,11 +283,25 @@ def test_only_keeps_matching_cells_and_their_keys(tmp_path: Path) -> None:
     assert keys(one) - keys(whole) == {one.report.key}
 
 
-def test_only_that_matches_nothing_names_the_cells(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"only = 'strategy=naiv\*': matches no cell; there are\n  .*\n.*regime=sft\+dpo method=direct"
-    ):
-        lower(tiny(tmp_path), only=["method=direct", "strategy=naiv*"])
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("strategy=naiv* method=direct", "no cell has 'strategy=naiv*'"),
+        ("regime=sft+dpo method=human", "no cell has all of these together"),  # no teacher, no pairs
+        ("   ", "names no factor"),
+    ],
+)
+def test_only_that_matches_nothing_tells_the_factors_that_there_are(pattern: str, told: str, tmp_path: Path) -> None:
+    x = tiny(tmp_path, arms=[{"method": ["direct", "human"]}])
+    with pytest.raises(ValueError, match=re.escape(f"only = {pattern!r}: {told}")) as refused:
+        lower(x, only=["method=direct", pattern])
+    assert str(refused.value).splitlines()[1:] == [
+        "  student   tiny",
+        "  regime    sft, sft+dpo",
+        "  method    direct, human",
+        "  teacher   rule-teacher-1",
+        "  seed      0",
+    ]
 
 
 def test_an_arm_named_twice_is_one_arm(tmp_path: Path) -> None:

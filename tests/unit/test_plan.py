@@ -360,7 +360,11 @@ def test_of_many_students_few_are_named(tmp_path: Path) -> None:
     ("option", "said"),
     [
         (["--until", "cherckpoint"], "there are dialogues, replies, examples, checkpoint, logprobs, verdicts"),
-        (["--only", "no-such-arm"], "regime=sft method=direct"),
+        (
+            ["--only", "no-such-arm"],
+            "no cell has 'no-such-arm'; there are\n  student   tiny\n  regime    sft, sft+dpo\n",
+        ),
+        (["--only", ""], "only = '': names no factor; leave it out for the whole grid"),
         (["--max-usd", "-1"], "0 or more"),
         (["--max-usd", "nan"], "0 or more"),
     ],
