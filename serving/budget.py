@@ -36,19 +36,22 @@ class Spending:
     """What the call that did not fit any more could cost."""
 
     @property
+    def least_max_usd(self) -> float:
+        """The least cap at which that call is made by a run that has paid nothing yet, to a hundredth of a cent."""
+        return math.ceil(self.unmade_usd * 1e4 - 1e-6) / 1e4
+
+    @property
     def next_max_usd(self) -> float | None:
-        """The cap to go on with: this one, unless it is too small for that call even where nothing is paid before."""
-        return None if self.max_usd is None else max(self.max_usd, _rounded_up(self.unmade_usd))
+        """The cap to go on with: this one, unless it is too small for that call alone. Then twice what it takes, for
+        the next run may come to another call first, which may cost more."""
+        if self.max_usd is None or self.unmade_usd <= self.max_usd:
+            return self.max_usd
+        return 2 * self.least_max_usd
 
     def __str__(self) -> str:
         cap = "" if self.max_usd is None else f" of {self.max_usd:.2f}"
         more = f" + {counted(self.unpriced, 'call')} of unknown price" if self.unpriced else ""
         return f"${self.paid_usd:.2f}{cap}{more}"
-
-
-def _rounded_up(usd: float) -> float:
-    """To a hundredth of a cent, as dollars are printed here."""
-    return math.ceil(usd * 1e4 - 1e-6) / 1e4
 
 
 class Budget:
@@ -98,7 +101,8 @@ class Budget:
                 f"max_usd = {self.max_usd:g}: ${self.paid_usd:.4f} is spent in this run, and the next call could cost "
                 f"${least_usd:.4f}, which would pass the cap"
             )
-            if (enough := self.spending.next_max_usd) != self.max_usd:
+            if least_usd > self.max_usd:
+                enough = self.spending.least_max_usd
                 self.spent += f"; no run with this cap can make it: {enough} is the least that lets it through"
             if lost := sum(self._reserved.values()):
                 self.spent += f" (${lost:.4f} are set aside for calls whose worker died)"

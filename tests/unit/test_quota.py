@@ -54,9 +54,8 @@ def test_a_cap_that_lets_no_call_through_names_the_least_that_does() -> None:
     budget, least_usd = Budget(0.05), 0.161252
     assert budget.reserve("a", 1.0, least_usd, BOTH) == 0.0
     assert "no run with this cap can make it: 0.1613 is the least that lets it through" in str(budget.spent)
-    enough = budget.spending.next_max_usd
-    assert enough == 0.1613
-    assert Budget(enough).reserve("a", 1.0, least_usd, BOTH) == enough
+    assert Budget(0.1613).reserve("a", 1.0, least_usd, BOTH) == 0.1613
+    assert budget.spending.next_max_usd == 0.3226  # another call may come first, and cost more
     assert Budget().spending.next_max_usd is None
 
 
