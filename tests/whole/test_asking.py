@@ -199,7 +199,7 @@ def test_the_run_hears_of_rows_before_their_part_is_written(
         store.writer(stage).write_records(part, [], Reply)
     end = quota.ask()
     tell = end.tell
-    monkeypatch.setattr(end, "tell", lambda rows: (heard.extend(rows.items()), tell(rows)))
+    monkeypatch.setattr(end, "tell", lambda rows, *more: (heard.extend(rows.items()), tell(rows, *more)))
     jobs = [Job(stage, Reply, replies.askings, (PART_ROWS,) * PARTS)]
     ask_all(jobs, store, {"scripted": Provider("scripted", server.url)}, 0, 1, lambda *_: None, quota=end)
     assert {part for part, _ in heard} == {(stage.key, 2)}
