@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def fetch(stage: Stage, store: Store, cache: Path) -> Weights:
             found_model(stage.locator["path"], getattr(spec.base, "revision", None)),
             _template(artifact),
         )
-    folder = artifact.download(cache / "checkpoints" / stage.key)
+    folder = artifact.download(cache / "checkpoints" / f"{stage.key}-{_contents(artifact)}")
     if (folder / "adapter").is_dir():
         base = fetch(stage.inputs["base"], store, cache)
         trained_on = artifact.meta.get("proofs", {}).get("base_weights_sha256")
@@ -118,6 +119,12 @@ def fetch(stage: Stage, store: Store, cache: Path) -> Weights:
             (folder / "adapter" / BASE_RECORD).write_text(json.dumps({"weights_sha256": trained_on}))
         return Weights(name, base.base_key, base.base, _template(artifact), folder / "adapter")
     return Weights(name, stage.key, _full_model(folder), _template(artifact))
+
+
+def _contents(artifact: Artifact) -> str:
+    """Of a checkpoint's files: two stores may hold one stage, trained on other machines, whose last bits differ."""
+    files = "".join(f"{name} {file.sha256}\n" for name, file in sorted(artifact.files.items()))
+    return hashlib.sha256(files.encode()).hexdigest()[:16]
 
 
 def merge(name: str, weights: Weights, precision: str, cache: Path) -> Weights:

@@ -100,3 +100,16 @@ def test_a_run_refuses_it_before_anything_is_made(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert f"empathy run: students.tiny.model = '{tmp_path / 'gone'}': there is no such folder" in said
     assert not (tmp_path / "store" / "dialogues").exists()
+
+
+def test_the_cache_tells_two_trainings_of_one_stage_apart() -> None:
+    """One key, two stores: the last bits of what each trained differ, and an adapter belongs to its own base."""
+    from types import SimpleNamespace
+    from typing import Any
+
+    from cluster.weights import _contents
+
+    def artifact(**files: str) -> Any:
+        return SimpleNamespace(files={name: SimpleNamespace(sha256=digest) for name, digest in files.items()})
+
+    assert _contents(artifact(a="1", b="2")) == _contents(artifact(b="2", a="1")) != _contents(artifact(a="1", b="3"))
