@@ -29,7 +29,7 @@ CAPACITIES = (1.0, 1.6, 1.25, 2.2, 1.12, 1.4, 2.8, 1.9, 3.5)
 """How long the rows of the new batch may be, in lengths of the longest old one: the cheapest is taken. Those that are
 the cheapest most often come first."""
 TRIED = 192
-"""Rows put into bins, over all capacities: of many rows, fewer capacities are tried. A row takes about 20 us."""
+"""Rows put into bins, over all capacities: of many rows, fewer capacities are tried, for the search is Python."""
 WORTH = 0.95
 """A layout is used if it costs at most this share of what the padded batch costs."""
 MASK_BYTES = 128 << 20
@@ -177,7 +177,11 @@ class Sharing:
     def __init__(self, decoder: Any):
         self._weakly = weakref.ref(decoder)
         self._cost = Cost.model(decoder)
-        self._window = getattr(decoder.config.get_text_config(), "sliding_window", None)
+        config = decoder.config.get_text_config()
+        self._window = getattr(config, "sliding_window", None)
+        self._drops = any(  # some layers drop by a number of the config, without a module
+            _DROPS.match(name) and isinstance(share, float) and share > 0 for name, share in config.to_dict().items()
+        )
         self.trusted: bool | None = None
 
     @property
@@ -218,10 +222,7 @@ class Sharing:
         decoder = self._decoder
         if not decoder.training:
             return False
-        told = decoder.config.get_text_config().to_dict().items()  # some layers drop by a number, without a module
-        if any(_DROPS.match(name) and isinstance(share, float) and share > 0 for name, share in told):
-            return True
-        return any(isinstance(m, torch.nn.Dropout) and m.p for m in decoder.modules())
+        return self._drops or any(isinstance(m, torch.nn.Dropout) and m.p for m in decoder.modules())
 
     def _laid_out(self, layout: Layout, device: Any, rest: dict[str, Any]) -> Any:
         ids_RT, positions_RT, mask_R1TT, place_BL = (
