@@ -1,11 +1,12 @@
 """SFT and DPO of ours against plain TRL, with its defaults and tuned, on models of true shape with random weights.
 
-    python -m benchmarks.training [--quick] [--shapes NAME ...] [--turns N]
+    python -m benchmarks.training [--quick] [--shapes NAME ...] [--turns N] [--unshared]
 
-All three read the same base from a folder and the same examples: a task text, a dialogue, and two replies to it, about
+All read the same base from a folder and the same examples: a task text, a dialogue, and two replies to it, about
 as long as the paper's. They take turns in one process, on the GPU where there is one, else on one core.
 
 - ours: `empathy.train.session` under DeepSpeed ZeRO-1, with what it checks and saves.
+- unshared (with --unshared): ours, but each row reads its prompt itself, padding too (`share_prefixes = false`).
 - default: SFTTrainer and DPOTrainer as they come.
 - tuned: the weights in bf16 (on a GPU), no gradient checkpointing, larger micro-batches; SFT in batches of similar
   lengths, DPO with its reference computed once.
@@ -40,10 +41,10 @@ TINY = Shape(hidden=256, layers=4, heads=4, kv_heads=2, head_width=64, intermedi
 QUICK = (Case("tiny", Lora(), 6, 5),)
 LAPTOP = (Case("tiny", Full(), 12, 8), Case("tiny", Lora(), 12, 8))
 GPU = (
-    Case("Qwen/Qwen2.5-0.5B", Full(), 30, 15),
-    Case("meta-llama/Llama-3.2-1B", Full(), 30, 15),
-    Case("meta-llama/Llama-3.2-1B", Lora(), 30, 15),
-    Case("meta-llama/Llama-3.1-8B", Lora(), 14, 8, micro_batch=8),
+    Case("meta-llama/Llama-3.2-1B", Full(), 60, 40),
+    Case("meta-llama/Llama-3.2-1B", Lora(), 60, 40),
+    Case("Qwen/Qwen2.5-0.5B", Full(), 60, 40),
+    Case("meta-llama/Llama-3.1-8B", Lora(), 20, 12, micro_batch=8),
 )
 
 
@@ -72,7 +73,7 @@ def attempt(work: Callable[[], Timed]) -> Timed | None:
         return None
 
 
-def measure(case: Case, turns: int, matrix: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(case: Case, turns: int, matrix: float, unshared: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The rows of a case, and how many times faster ours is."""
     shape = known().get(case.name, TINY)
     sft, dpo = demonstrations(BATCH * case.sft_steps), preferences(BATCH * case.dpo_steps)
@@ -81,6 +82,7 @@ def measure(case: Case, turns: int, matrix: float) -> tuple[list[dict[str, Any]]
         make_model(shape, case.name, folder / "base")
         ways = {
             "ours": Ours(folder, case, sft, dpo),
+            **({"unshared": Ours(folder, case, sft, dpo, shared=False)} if unshared else {}),
             "default": Trl(folder, case, sft, dpo, tuned=False),
             "tuned": Trl(folder, case, sft, dpo, tuned=True),
         }
@@ -120,7 +122,7 @@ def row(
 
 
 def ratios(case: Case, taken: dict[tuple[str, str], list[Timed]]) -> dict[str, float]:
-    """TRL's seconds over ours, medians over the turns: SFT's steps, and three epochs of DPO."""
+    """The others' seconds over ours, medians over the turns: SFT's steps, and three epochs of DPO."""
 
     def step_s(what: str, way: str) -> float:
         return statistics.median(t.step_s for t in taken[what, way])
@@ -129,7 +131,7 @@ def ratios(case: Case, taken: dict[tuple[str, str], list[Timed]]) -> dict[str, f
         return 3 * case.dpo_steps * step_s("dpo", way) + max(t.extra_s for t in taken["dpo", way])
 
     found = {}
-    for way in ("default", "tuned"):
+    for way in ("unshared", "default", "tuned"):
         if {("sft", "ours"), ("sft", way)} <= taken.keys():
             found[f"{case.label}_sft_vs_{way}"] = step_s("sft", way) / step_s("sft", "ours")
         if {("dpo", "ours"), ("dpo", way)} <= taken.keys():
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one turn")
     parser.add_argument("--shapes", nargs="+", help="only cases whose label contains one of these")
     parser.add_argument("--turns", type=int, default=2, help="how often each way is measured")
+    parser.add_argument("--unshared", action="store_true", help="ours without `share_prefixes`, too")
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cases = QUICK if options.quick else GPU if on_gpu() else LAPTOP
@@ -155,7 +158,7 @@ def main() -> None:
         torch.set_num_threads(1)
     matrix, rows, figures = matrix_tflops(), [], {}
     for case in cases:
-        made, compared = measure(case, 1 if options.quick else options.turns, matrix)
+        made, compared = measure(case, 1 if options.quick else options.turns, matrix, options.unshared)
         rows, figures = rows + made, figures | compared
     figures["matrix_tflops"] = matrix
     report("training", rows, figures, ("torch", "transformers", "trl", "peft", "deepspeed"))

@@ -93,9 +93,11 @@ def memory() -> Iterator[Callable[[], float]]:
 class Ours:
     """Stages over a store of this benchmark's own."""
 
-    def __init__(self, folder: Path, case: Case, sft: Sequence[Demonstration], dpo: Sequence[Preference]):
+    def __init__(
+        self, folder: Path, case: Case, sft: Sequence[Demonstration], dpo: Sequence[Preference], shared: bool = True
+    ):
         self._case, self._folder, self._number = case, folder, 0
-        self._store = Store.open(str(folder / "store"))
+        self._store = Store.open(str(folder / ("store" if shared else "store-unshared")))
         self._kept = {"precision": "bf16" if on_gpu() else "fp32", "max_length_tokens": MAX_LENGTH}
         self._base = Stage(
             CheckpointSpec(base=HubBase(model=case.label, digest=case.label), template=templates.load("plain")),
@@ -103,7 +105,14 @@ class Ours:
         )
         self._sft, self._dpo = self._examples("sft", sft), self._examples("dpo", dpo)
         device = "cuda" if on_gpu() else "cpu"
-        self._place = Placement(device=device, micro_batch=case.micro_batch, zero_stage=1, threads=1, save_every_s=None)
+        self._place = Placement(
+            device=device,
+            micro_batch=case.micro_batch,
+            zero_stage=1,
+            threads=1,
+            save_every_s=None,
+            share_prefixes=shared,
+        )
         self._make([self._base])
 
     def _examples(self, objective: Any, records: Sequence[Any]) -> Stage:
