@@ -100,7 +100,9 @@ class Bare:
         from serving import vllm_engine
 
         self._engine = vllm_engine.start(students, adapters)
-        self._loras = await vllm_engine.load_adapters(self._engine, students, adapters)
+        loras = vllm_engine.Loras(self._engine, students.zero_name)
+        await loras.add(adapters)
+        self._loras = loras.requests
 
     def tokens(self, requests: list[Any]) -> int:
         return sum(self._runner.run(self._all(requests)))

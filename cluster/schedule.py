@@ -175,6 +175,13 @@ class Schedule:
                 return sum(self._counts[place, state] for state in states)
             return sum(self._kinds[kind, state] for kind, state in self._kinds if state in set(states))
 
+    def at(self, place: Place, states: Iterable[State]) -> list[Stage]:
+        """The stages of `place` that are in one of `states`."""
+        wanted = set(states)
+        with self.changed:
+            keys = [key for key, there in self._places.items() if there == place and self._states[key] in wanted]
+            return [self._stages[key] for key in keys]
+
     def by_kind(self) -> dict[tuple[str, State], int]:
         """Number of stages by kind and state."""
         with self.changed:

@@ -262,6 +262,11 @@ class Work:
         taken = [n for n in self._up.values() if n != Needs()]
         return not taken or needs == Needs() or sum(taken, needs).fits(self._total())
 
+    def has_room_beside(self, who: str, needs: Needs) -> bool:
+        """Whether `who` is up, and `needs` fit beside all that is up, and nobody waits for room."""
+        with self.schedule.changed:
+            return who in self._up and not self.crowded and self._fits(needs)
+
     @property
     def crowded(self) -> bool:
         """Whether a lane waits for room: whoever is up and idle goes."""

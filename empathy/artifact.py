@@ -87,8 +87,8 @@ class Artifact:
 
     def table(self, part: int) -> pa.Table:
         """The rows of one part. Raises CorruptError when it is not what the manifest lists."""
-        # Arrow's threads may let go of the file only after `read` returned. Memory of Python's needs the GIL for that: in a
-        # process that is about to end, it aborts (apache/arrow#49942). Hence a copy that is Arrow's own.
+        # Arrow's threads may let go of the file only after `read` returned. Memory of Python's needs the GIL for that:
+        # in a process that is about to end, it aborts (apache/arrow#49942). Hence a copy that is Arrow's own.
         file = pa.BufferOutputStream()
         file.write(self.parquet(part))
         return pq.ParquetFile(pa.BufferReader(file.getvalue())).read()  # pq.read_table would load pandas

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,14 @@ def read_adapter(name: str, folder: Path, base: Path) -> Adapter:
     return Adapter(name, folder, int(config["r"]), shapes)
 
 
-def max_rank(adapters: Iterable[Adapter]) -> int:
-    """The least max_lora_rank of vLLM that holds them all. Raises ValueError above vLLM's greatest."""
-    widest = max(adapters, key=lambda adapter: adapter.rank)
+def max_rank(ranks: Mapping[str, int]) -> int:
+    """The least max_lora_rank of vLLM that holds adapters of these ranks, by name. Raises ValueError above vLLM's
+    greatest."""
+    widest = max(ranks, key=lambda name: ranks[name])
     for rank in RANKS:
-        if widest.rank <= rank:
+        if ranks[widest] <= rank:
             return rank
-    raise ValueError(f"adapter {widest.name!r}: rank {widest.rank} is over vLLM's greatest, {RANKS[-1]}")
+    raise ValueError(f"adapter {widest!r}: rank {ranks[widest]} is over vLLM's greatest, {RANKS[-1]}")
 
 
 def write_zero_adapter(adapters: Iterable[Adapter], folder: Path) -> Path:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from serving.bulk import Completion, EngineLost, StudentRequest, Unanswered, generate_all
+from serving.bulk import Completion, EngineLost, StudentRequest, Unanswered, generate_all, patiently
 from serving.diagnosis import EngineFailed, told
 from serving.endpoint import HandleBackend, HttpOptions, Server
 from serving.gateway import Gateway
@@ -67,6 +68,16 @@ class Students:
     def generate(self, requests: Any, **options: Any) -> Any:
         """`generate_all` with enough in flight to keep every engine full."""
         return generate_all(self.handle, requests, **{"in_flight": self.in_flight} | options)
+
+    def load(self, adapters: Mapping[str, str], on_loss: Callable[[], None] = lambda: None) -> dict[str, float | str]:
+        """Take more students, name -> LoRA folder, while nothing is asked: for `StudentSet.later`, and bulk generation
+        only (give `generate` the same `adapters`). By name, how much it changes (as in `ready`), or why it is refused.
+        """
+        return patiently(
+            lambda left_s: self.handle.load.remote(dict(adapters)).result(timeout_s=left_s),
+            f"they loaded {', '.join(list(adapters)[:5])}, …",
+            on_loss=on_loss,
+        )
 
     def start(self, application: Any) -> None:
         """Deploy, and wait until a replica has proved what it serves. Raises ValueError or EngineFailed."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 BACKPRESSURE_WAIT_S = 0.2
 RESTART_WAIT_S = 1.0
 
@@ -57,6 +59,7 @@ def generate_all(
     *,
     in_flight: int,
     chunk: int = 16,
+    adapters: Mapping[str, str] = MappingProxyType({}),
     max_losses: int = 3,
     timeout_s: float = 3600.0,
     on_loss: Callable[[], None] = lambda: None,
@@ -65,10 +68,23 @@ def generate_all(
 
     `in_flight` requests at least (2 x max_num_seqs x replicas keeps every engine full) travel in chunks of `chunk`;
     a chunk comes back whole or not at all, so nothing is lost or doubled. `requests` is read lazily: any number fits.
+    `adapters`: name -> LoRA folder of students that were loaded after the engine's start: a new replica needs them.
     `on_loss` is called, from any thread, for each chunk whose replica died; the chunk is asked again.
     Raises EngineLost when one chunk has seen `max_losses` + 1 replicas die, TimeoutError when one takes `timeout_s`.
     """
     workers = -(-in_flight // chunk)
+
+    def ask(chunk: list[StudentRequest]) -> list[Completion | Unanswered]:
+        theirs = {r.student: adapters[r.student] for r in chunk if r.student in adapters}
+        ids = ", ".join(request.id for request in chunk[:5])
+        return patiently(
+            lambda left_s: handle.generate.remote(chunk, theirs).result(timeout_s=left_s),
+            f"they answered requests {ids}, …",
+            max_losses,
+            timeout_s,
+            on_loss,
+        )
+
     source = iter(requests)
     chunks = iter(lambda: list(islice(source, chunk)), [])
     pool = ThreadPoolExecutor(workers, thread_name_prefix="generate")
@@ -76,7 +92,7 @@ def generate_all(
         pending: set[Future[list[Completion | Unanswered]]] = set()
         while True:
             for requests_of_chunk in islice(chunks, workers - len(pending)):
-                pending.add(pool.submit(_answer, handle, requests_of_chunk, max_losses, timeout_s, on_loss))
+                pending.add(pool.submit(ask, requests_of_chunk))
             if not pending:
                 return
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -86,9 +102,17 @@ def generate_all(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(
-    handle: Any, chunk: list[StudentRequest], max_losses: int, timeout_s: float, on_loss: Callable[[], None]
-) -> list[Completion | Unanswered]:
+def patiently(
+    ask: Callable[[float], T],
+    doing: str,
+    max_losses: int = 3,
+    timeout_s: float = 3600.0,
+    on_loss: Callable[[], None] = lambda: None,
+) -> T:
+    """What `ask(seconds left)` returns: asked again while the queue is full, and of the next replica when one dies.
+
+    Raises EngineLost, saying what they were `doing`, when `max_losses` + 1 have died.
+    """
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError
 
@@ -96,16 +120,12 @@ def _answer(
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            left_s = deadline - time.monotonic()
-            answers: list[Completion | Unanswered] = handle.generate.remote(chunk).result(timeout_s=left_s)
-            return answers
+            return ask(deadline - time.monotonic())
         except BackPressureError:  # the endpoint's users fill the queue: wait our turn
             time.sleep(BACKPRESSURE_WAIT_S)
-        except RayActorError as error:  # the replica died under these requests; Serve starts another
+        except RayActorError as error:  # the replica died under it; Serve starts another
             losses += 1
             on_loss()
             if losses > max_losses:
-                ids = ", ".join(request.id for request in chunk[:5])
-                text = f"{losses} replicas died while they answered requests {ids}, …: see the engine's log"
-                raise EngineLost(text) from error
+                raise EngineLost(f"{losses} replicas died while {doing}: see the engine's log") from error
             time.sleep(RESTART_WAIT_S)

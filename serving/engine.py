@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from serving import vllm_engine
-from serving.adapters import check_base, read_adapter
+from serving.adapters import Adapter, check_base, read_adapter
 from serving.bulk import Completion, StudentRequest, Unanswered
 from serving.diagnosis import EngineFailed, OwnLog, diagnose
 from serving.owners import end_if_orphaned
-from serving.proofs import ALIVE_TOKENS, Logprobs, check_rendering, prove_alive, prove_rendering
+from serving.proofs import ALIVE_TOKENS, Logprobs, changes_made, check_alive, check_rendering, prove_rendering
 from serving.students import StudentSet
 
 OWNER_LOOK_S = 10.0
@@ -51,10 +51,15 @@ class StudentEngine:
         adapters = [read_adapter(name, Path(path), base) for name, path in self.students.adapters.items()]
         check_rendering(self.students)
         self.engine = vllm_engine.start(self.students, adapters)
-        self.loras = await vllm_engine.load_adapters(self.engine, self.students, adapters)
-        self.chat, self.completion = vllm_engine.openai_handlers(self.engine, self.students, self.loras)
+        self._loading = asyncio.Lock()
+        self.loras = vllm_engine.Loras(self.engine, self.students.zero_name)
+        await self.loras.add(adapters)
+        self.chat, self.completion = vllm_engine.openai_handlers(self.engine, self.students, self.loras.requests)
         await prove_rendering(self.students, self.chat)
-        self.alive = await prove_alive(self.students, self._logprobs)
+        if adapters:
+            self.alive = await changes_made(self.students, self.students.adapters, self._logprobs)
+        for name, change in self.alive.items():
+            check_alive(name, change)
 
     async def ready(self) -> dict[str, Any]:
         """What started: start_s, alive (largest change of a log-probability by adapter), names, pid; refusal: why
@@ -80,9 +85,54 @@ class StudentEngine:
 
     # ---- bulk generation
 
-    async def generate(self, requests: list[StudentRequest]) -> list[Completion | Unanswered]:
-        """Answer a chunk of requests, in their order; one that cannot be answered becomes Unanswered."""
+    async def load(self, adapters: dict[str, str]) -> dict[str, float | str]:
+        """Take more students: name -> LoRA folder. By name, how much it changes (as in `ready`), or why it is refused.
+
+        While nothing else is asked: else a change could be that of another batch's shape.
+        """
         self._check_ready()
+        said: dict[str, float | str] = {}
+        async with self._loading:
+            for name, folder in adapters.items():
+                try:
+                    await self._add(name, folder)
+                    (change,) = (await changes_made(self.students, [name], self._logprobs)).values()
+                    check_alive(name, change)
+                    said[name] = change
+                except ValueError as error:  # this adapter's own fault: the others are loaded all the same
+                    said[name] = str(error)
+        return said
+
+    async def _add(self, name: str, folder: str) -> None:
+        """Load one adapter that is not loaded yet. Raises ValueError, naming it."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if name in self.loras.requests:
+            return
+        if len(self.loras.requests) > len(self.students.adapters) + self.students.later:  # the zero adapter is another
+            raise ValueError(f"adapter {name!r}: later = {self.students.later}, and so many are loaded")
+        try:
+            await self.loras.add([self._read(name, folder)])
+        except EngineDeadError:
+            os._exit(ENGINE_DIED)
+        except VLLMClientError as error:  # some are no ValueErrors
+            raise ValueError(f"adapter {name!r}: {error}") from error
+
+    def _read(self, name: str, folder: str) -> Adapter:
+        return read_adapter(name, Path(folder), Path(self.students.base))
+
+    async def generate(
+        self, requests: list[StudentRequest], adapters: dict[str, str] | None = None
+    ) -> list[Completion | Unanswered]:
+        """Answer a chunk of requests, in their order; one that cannot be answered becomes Unanswered.
+
+        `adapters`: name -> LoRA folder of those that `load` has proved. A replica that was started since loads them.
+        """
+        self._check_ready()
+        async with self._loading:
+            for name, folder in (adapters or {}).items():
+                await self._add(name, folder)
         return list(await asyncio.gather(*(self._generate(request) for request in requests)))
 
     async def _generate(self, request: StudentRequest) -> Completion | Unanswered:
@@ -90,7 +140,8 @@ class StudentEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            self.students.check_name(request.student)
+            if request.student not in self.loras.requests:
+                self.students.check_name(request.student)
             _check_length(request, self.students.max_model_len)
             return await self._final(request)
         except EngineDeadError:
@@ -120,7 +171,7 @@ class StudentEngine:
         return Completion(request.id, answer.text, ids, answer.finish_reason, len(request.prompt_ids), len(ids))
 
     async def _last(self, prompt: Any, sampling: Any, student: str) -> Any:
-        lora = self.loras.get(student)
+        lora = self.loras.requests.get(student)
         outputs = [
             output async for output in self.engine.generate(prompt, sampling, uuid.uuid4().hex, lora_request=lora)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from serving.students import PROBES, StudentSet, probe_ids, renderer, rendering_sha256
@@ -26,11 +26,12 @@ async def prove_rendering(students: StudentSet, chat: Any) -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     render = renderer(students.base, students.chat_template)
+    model = next(iter(students.names), students.zero_name)
     for probe in PROBES:
         expected = probe_ids(render, probe)
         if expected is None:
             continue
-        request = ChatCompletionRequest(model=students.names[0], messages=[dict(message) for message in probe])
+        request = ChatCompletionRequest(model=model, messages=[dict(message) for message in probe])
         _, inputs = await chat.online_renderer.render_chat(request)
         served = list(inputs[0]["prompt_token_ids"])
         if served != expected:
@@ -38,24 +39,29 @@ async def prove_rendering(students: StudentSet, chat: Any) -> None:
             raise ValueError(f"chat_template: {text}")
 
 
-async def prove_alive(
-    students: StudentSet, logprobs: Callable[[list[int], str], Awaitable[Logprobs]]
+async def changes_made(
+    students: StudentSet, names: Iterable[str], logprobs: Callable[[list[int], str], Awaitable[Logprobs]]
 ) -> dict[str, float]:
-    """How much each adapter changes the log-probabilities of greedy replies to the probes (infinity: other tokens).
+    """How much each named adapter changes the log-probabilities of greedy replies to the probes (infinity: other
+    tokens).
 
-    `logprobs(prompt_ids, student)` is called for one prompt at a time, so that base and adapter run the same shapes.
-    Raises ValueError naming an adapter that changes nothing.
+    `logprobs(prompt_ids, student)` is called for one prompt at a time, so that base and adapter run the same shapes:
+    nothing else may be asked meanwhile.
     """
     render = renderer(students.base, students.chat_template)
     prompts = [ids for ids in (probe_ids(render, probe) for probe in PROBES) if ids is not None]
     base = [await logprobs(prompt, students.zero_name) for prompt in prompts]
     changes = {}
-    for name in students.adapters:
+    for name in names:
         tuned = [await logprobs(prompt, name) for prompt in prompts]
         changes[name] = max(_difference(a, b) for a, b in zip(base, tuned, strict=True))
-        if changes[name] <= ALIVE_TOLERANCE:
-            raise ValueError(f"adapter {name!r} changes nothing: its log-probabilities are those of the base")
     return changes
+
+
+def check_alive(name: str, change: float) -> None:
+    """Raises ValueError when the adapter changes nothing."""
+    if change <= ALIVE_TOLERANCE:
+        raise ValueError(f"adapter {name!r} changes nothing: its log-probabilities are those of the base")
 
 
 def _difference(base: list[tuple[int, float]], tuned: list[tuple[int, float]]) -> float:

@@ -25,6 +25,7 @@ class StudentSet:
     None where only its students are to be asked.
     adapters: student name -> LoRA folder. chat_template: the Jinja text that training used; no other one is used here.
     kv_cache_gib: None leaves it to vLLM. max_loras: distinct adapters in one batch, None = all of them.
+    later: how many adapters more may be loaded while the engine is up (`Students.load`), of rank `later_rank` at most.
     device: None = the device of the vLLM that is installed.
     rendering_sha256: what `rendering_sha256()` said at training; an engine that renders otherwise refuses to serve.
     """
@@ -38,6 +39,8 @@ class StudentSet:
     max_num_seqs: int = 64
     kv_cache_gib: float | None = None
     max_loras: int | None = None
+    later: int = 0
+    later_rank: int = 0
     device: Literal["cpu", "cuda"] | None = None
     rendering_sha256: str | None = None
 
@@ -47,7 +50,7 @@ class StudentSet:
             raise ValueError(
                 f"adapters: {self.base_name!r} is base_name, the base's own; give the adapter another name"
             )
-        if not self.names:
+        if not self.names and not self.later:
             raise ValueError("adapters: there are none, and base_name is None: nothing is served")
         if not self.chat_template.strip():
             raise ValueError("chat_template is empty: give the template text that the students were trained with")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ def engine_options(students: StudentSet, adapters: list[Adapter]) -> dict[str, A
     }
     if students.kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(students.kv_cache_gib * 2**30)
-    if adapters:
-        everyone = len(adapters) + 1
+    if adapters or students.later:
+        everyone = len(adapters) + students.later + 1
+        ranks = {adapter.name: adapter.rank for adapter in adapters} | {"that comes later": students.later_rank}
         options |= {
             "enable_lora": True,
             "max_loras": min(everyone, students.max_loras or everyone),
             "max_cpu_loras": everyone,
-            "max_lora_rank": max_rank(adapters),
+            "max_lora_rank": max_rank(ranks),
         }
     return options
 
@@ -67,7 +69,8 @@ def start(students: StudentSet, adapters: list[Adapter]) -> Any:
     device = current_platform.device_type
     if students.device not in (None, device):
         raise ValueError(f"device = {students.device!r}: the vLLM that is installed runs on {device!r}")
-    options = engine_options(students, adapters) | device_options(device, students, bool(adapters))
+    with_adapters = bool(adapters) or students.later > 0
+    options = engine_options(students, adapters) | device_options(device, students, with_adapters)
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
 
 
@@ -83,20 +86,31 @@ def device_options(device: str, students: StudentSet, with_adapters: bool) -> di
     return options
 
 
-async def load_adapters(engine: Any, students: StudentSet, adapters: list[Adapter]) -> dict[str, Any]:
-    """Student name -> LoRARequest; the base's (`zero_name`) is the zero adapter. Empty for an engine without
-    adapters."""
-    if not adapters:
-        return {}
-    from vllm.lora.request import LoRARequest
+class Loras:
+    """The adapters that an engine has loaded, by student.
 
-    with tempfile.TemporaryDirectory(prefix="zero-adapter-") as folder:  # once loaded, the engine keeps its tensors
-        zero = write_zero_adapter(adapters, Path(folder))
-        folders = {students.zero_name: zero, **{adapter.name: adapter.folder for adapter in adapters}}
-        loras = {name: LoRARequest(name, number, str(place)) for number, (name, place) in enumerate(folders.items(), 1)}
-        for lora in loras.values():
-            await engine.add_lora(lora)
-    return loras
+    `requests`: student name -> LoRARequest; the base's (`zero_name`) is the zero adapter, there from the first adapter
+    on. Empty while no adapter is loaded: the base then answers by itself.
+    """
+
+    def __init__(self, engine: Any, zero_name: str):
+        self._engine, self._zero_name = engine, zero_name
+        self.requests: dict[str, Any] = {}
+
+    async def add(self, adapters: Sequence[Adapter]) -> None:
+        """Load them. The caller sees to it that one call ends before the next begins."""
+        if adapters and not self.requests:
+            with tempfile.TemporaryDirectory(prefix="zero-adapter-") as folder:  # the engine keeps its tensors
+                await self._load(self._zero_name, write_zero_adapter(adapters, Path(folder)))
+        for adapter in adapters:
+            await self._load(adapter.name, adapter.folder)
+
+    async def _load(self, name: str, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        lora = LoRARequest(name, len(self.requests) + 1, str(folder))
+        await self._engine.add_lora(lora)
+        self.requests[name] = lora
 
 
 def openai_handlers(engine: Any, students: StudentSet, loras: dict[str, Any]) -> tuple[Any, Any]:

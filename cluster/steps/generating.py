@@ -1,40 +1,34 @@
 """Students answer: one engine a base, up once for all of its students.
 
-An engine is started when no checkpoint that it would serve can still come (all are made, or have failed), or when this
-run could do nothing else: so a base is loaded once. Students are taken apart where one is at fault: the others answer.
+An engine comes up when no more of its students can come (their checkpoints are made, or have failed), when this run
+could do nothing else, or when it takes room from nobody: beside a training that goes on, it answers for the students
+that are there, and for the others as they come. Students are taken apart where one is at fault: the others answer.
 
 What is judged is what is served: the engine, the template and the rendering are the endpoint's own (`serving`).
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.profile import Engine, Profile
 from cluster.progress import named
-from cluster.schedule import Place, Schedule, State
-from cluster.weights import DTYPES, Weights, fetch
+from cluster.schedule import OPEN, Place, Schedule, State
+from cluster.steps.student_jobs import Job, already_whole, prepared, student_of
+from cluster.weights import DTYPES, Weights
 from cluster.work import Needs, Work
-from empathy.columns import from_table
-from empathy.records import Demonstration, Dialogue, Preference, Reply, Turn, content_id
-from empathy.specs import ExamplesSpec, RepliesSpec, Student
+from empathy.specs import Lora
 from empathy.stages import Stage
-from empathy.store import Store, Writer
-from empathy.train.tokens import ids_sha256
 from empathy.words import counted
-from serving.adapters import read_adapter
-from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
-from serving.students import renderer
+from serving.app import EngineLost, Resources, Students, StudentSet, start_engine
 
 if TYPE_CHECKING:
     from cluster.executors import Context
 
-Render = Callable[[Sequence[Mapping[str, str]]], list[int]]
 AT_ONCE = 1024
 """Students of one engine."""
 ENGINE_GONE = (
@@ -43,22 +37,13 @@ ENGINE_GONE = (
 )
 
 
-def _student(stage: Stage) -> Student:
-    assert isinstance(stage.spec, RepliesSpec)
-    assert isinstance(stage.spec.responder, Student)
-    return stage.spec.responder
-
-
-def student_set(
-    weights: Sequence[Weights], engine: Engine, precision: str, names: Sequence[str] | None = None
-) -> StudentSet:
-    """The students of one base as an engine takes them. `names`: their model names (default: their folders' keys)."""
+def student_set(weights: Sequence[Weights], engine: Engine, precision: str, names: Sequence[str]) -> StudentSet:
+    """The students of one base as an engine takes them. `names`: what each answers to."""
     base = weights[0]
-    named = list(names or [w.name for w in weights])
     return StudentSet(
         base=str(base.base),
-        base_name=next((n for n, w in zip(named, weights, strict=True) if w.adapter is None), None),
-        adapters={n: str(w.adapter) for n, w in zip(named, weights, strict=True) if w.adapter is not None},
+        base_name=next((n for n, w in zip(names, weights, strict=True) if w.adapter is None), None),
+        adapters={n: str(w.adapter) for n, w in zip(names, weights, strict=True) if w.adapter is not None},
         chat_template=base.template,
         dtype=DTYPES[precision],
         max_model_len=base.max_model_len(engine.max_model_len),
@@ -79,20 +64,21 @@ def loop(places: Sequence[Place], work: Work, context: Context) -> None:
     """Make student `replies`, one engine after another, until none can come any more."""
     engine = context.profile.engine
     needs = Needs(engine.replicas, engine.replicas * engine.gpus)
-    while place := _next_engine(places, work):
+    may_be_early = set(places)
+    while place := _next_engine(places, work, needs, may_be_early):
         with work.room("generating", needs):
-            if batch := work.take(place, AT_ONCE):
-                context.progress.say(
-                    f"generating: an engine (vLLM) for {counted(len(batch), 'student')} coming up (a minute or more); "
-                    f"first is {named(batch[0])}"
-                )
-                work.make(batch, lambda stages: generate(stages, work, context.profile))
+            _serve(place, work, context.profile, early=_due(places, work.schedule) is None)
+        may_be_early.discard(place)  # it had to make room, or did not start: it waits for the rest of its students
 
 
-def _next_engine(places: Sequence[Place], work: Work) -> Place | None:
+def _next_engine(places: Sequence[Place], work: Work, needs: Needs, may_be_early: set[Place]) -> Place | None:
     """The base whose engine is to be started now. Waits for it; None when no student is left."""
-    work.wait(lambda: _due(places, work.schedule) is not None or not work.may_come(places))
-    return None if work.stopping else _due(places, work.schedule)
+
+    def due() -> Place | None:
+        return _due(places, work.schedule) or _early(sorted(may_be_early, key=str), work, needs)
+
+    work.wait(lambda: due() is not None or not work.may_come(places))
+    return None if work.stopping else due()
 
 
 def _due(places: Sequence[Place], schedule: Schedule) -> Place | None:
@@ -105,215 +91,142 @@ def _due(places: Sequence[Place], schedule: Schedule) -> Place | None:
     return None if elsewhere else schedule.best(places)
 
 
+def _early(places: Sequence[Place], work: Work, needs: Needs) -> Place | None:
+    """A base with a student that is ready, where an engine fits beside the training that is up: it would not be in its
+    way, nor in that of anybody who waits for room."""
+    ready = work.schedule.best(places)
+    return ready if ready is not None and work.has_room_beside("training", needs) else None
+
+
 # ---------------------------------------------------------------- one engine
 
 
-def generate(stages: Sequence[Stage], work: Work, profile: Profile) -> None:
-    """Make student `replies` of one base in one precision; each is committed when its last part is written.
+def _serve(place: Place, work: Work, profile: Profile, early: bool) -> None:
+    """Answer for what is ready at `place`, and for what becomes ready while nobody else needs the room.
 
-    A student that is at fault (its weights cannot be had, its adapter or its rendering proves wrong) fails alone. No
-    engine is started when all parts are there and only the commit is missing.
+    `early`: a training is up as well, and an engine that does not start beside it is tried again later.
     """
-    jobs = [job for stage in stages if (job := _prepared(stage, work, profile)) is not None]
-    jobs = [job for job in jobs if not _already_whole(job)]
-    while jobs:
-        students = student_set(
-            list({j.weights.name: j.weights for j in jobs}.values()), profile.engine, jobs[0].precision
-        )
-        try:
-            engine = start_engine(students, resources=resources(profile.engine))
-        except ValueError as error:
-            jobs = _without_culprit(jobs, error, work)
-            continue
-        except RuntimeError as error:  # it cannot start here: not for one of them alone either
+    with _Engine(place, work, profile, early) as engine:
+        batch = work.take(place, AT_ONCE)
+        while batch:
+            work.make(batch, engine.make)
+            more = work.schedule.count((State.WAITING, State.READY), place) and not engine.is_over
+            batch = work.next([place], engine.room, yields=True) if more else []
+
+
+class _Engine:
+    """One base's, started for the first students that need it. A context manager: it ends with the block."""
+
+    def __init__(self, place: Place, work: Work, profile: Profile, early: bool):
+        self._place, self._work, self._profile, self._early = place, work, profile, early
+        self._stack = ExitStack()
+        self._students: Students | None = None
+        self._refused: Exception | None = None
+        self._adapters: dict[str, str] = {}
+        """Name -> LoRA folder of the students that it has loaded."""
+        self._changes: dict[str, float] = {}
+
+    def __enter__(self) -> _Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def room(self) -> int:
+        """How many students more it can take."""
+        return AT_ONCE - len(self._adapters)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is full, or did not start and will be tried again."""
+        return not self.room or (self._refused is not None and self._early)
+
+    def make(self, stages: Sequence[Stage]) -> None:
+        """Make student `replies`; each is committed when its last part is written.
+
+        A student that is at fault (its weights cannot be had, its adapter or its rendering proves wrong) fails alone.
+        No engine is started when all parts are there and only the commit is missing.
+        """
+        cache = Path(self._profile.cache).expanduser()
+        jobs = [job for stage in stages if (job := prepared(stage, self._work, cache)) is not None]
+        jobs = [job for job in jobs if not already_whole(job)]
+        if jobs and self._students is None and self._refused is None:
+            self._start(jobs)
+        if self._refused is not None:  # it cannot start here: not for one of them alone either
             for job in jobs:
-                work.failed(job.stage, str(error))
+                if self._early:
+                    self._work.back(job.stage)
+                else:
+                    self._work.failed(job.stage, self._refused)
+        elif jobs and self._students is not None:
+            try:
+                self._answer(self._loaded(jobs, self._students), self._students)
+            except EngineLost:  # one after another of its processes died: whoever is tried next has a new one
+                self._stack.close()
+                self._students, self._adapters, self._changes = None, {}, {}
+                raise
+
+    def _start(self, jobs: Sequence[Job]) -> None:
+        stages, weights = self._work.schedule.at(self._place, OPEN), jobs[0].weights
+        ranks = [lora.rank for stage in stages if (lora := _adapter_of(stage))]
+        base = Weights(weights.base_key[:16], weights.base_key, weights.base, weights.template)
+        self._work.progress.say(
+            f"generating: an engine (vLLM) for {counted(len(stages), 'student')} coming up (a minute or more); "
+            f"first is {named(jobs[0].stage)}"
+        )
+        students = student_set([base], self._profile.engine, student_of(jobs[0].stage).precision, [base.name])
+        students = replace(students, later=min(AT_ONCE, len(ranks)), later_rank=max(ranks, default=0))
+        try:
+            self._students = start_engine(students, resources=resources(self._profile.engine))
+        except ValueError as error:
+            self._refused, self._early = error, False  # it would be refused later, too
             return
-        with engine, work.cancelled_by("generating", engine.stop):
-            _answer_all(jobs, engine, lambda: work.progress.lost("generating", ENGINE_GONE))
-        return
+        except RuntimeError as error:
+            self._refused = ValueError(str(error))
+            if self._early:
+                self._tell_later()
+            return
+        self._stack.enter_context(self._students)
+        self._stack.enter_context(self._work.cancelled_by("generating", self._students.stop))
 
+    def _loaded(self, jobs: Sequence[Job], students: Students) -> list[Job]:
+        """The jobs of students that the engine takes; the others have failed."""
+        new = {
+            job.student: str(job.weights.adapter)
+            for job in jobs
+            if job.weights.adapter is not None and job.student not in self._adapters
+        }
+        said = students.load(new, self._lost) if new else {}
+        self._changes |= {name: change for name, change in said.items() if not isinstance(change, str)}
+        self._adapters |= {name: new[name] for name in self._changes if name in new}
+        for job in jobs:
+            if isinstance(reason := said.get(job.student), str):
+                self._work.failed(job.stage, reason)
+        return [job for job in jobs if not isinstance(said.get(job.student), str)]
 
-def _prepared(stage: Stage, work: Work, profile: Profile) -> _Job | None:
-    """The stage with its weights on this machine and proved as far as that needs no engine; None when it failed."""
-    store = work.store
-    try:
-        weights = fetch(stage.inputs["checkpoint"], store, Path(profile.cache).expanduser())
-        if weights.adapter is not None:
-            read_adapter(weights.name, weights.adapter, weights.base)
-        render = renderer(weights.base, weights.template)
-        prove_rendering(stage.inputs["checkpoint"], store, render)
-    except (ValueError, OSError) as error:  # of this student alone: the others answer
-        work.failed(stage, error)
-        return None
-    return _Job(stage, weights, work, render)
+    def _answer(self, jobs: Sequence[Job], students: Students) -> None:
+        """All jobs at once: requests of many students in flight together."""
+        by_key = {job.stage.key: job for job in jobs}
+        for job in jobs:
+            job.proved(self._changes.get(job.student))
+            job.tell()
+        requests = (request for job in jobs for request in job.requests())
+        for answer in students.generate(requests, adapters=self._adapters, on_loss=self._lost):
+            key, k, dialogue_id = answer.id.split("/", 2)
+            by_key[key].take(int(k), dialogue_id, answer)
 
-
-def _already_whole(job: _Job) -> bool:
-    """Whether an earlier run wrote every part; then it is committed."""
-    if job.is_whole():
-        job.commit()
-    return job.is_whole()
-
-
-def _without_culprit(jobs: list[_Job], error: ValueError, work: Work) -> list[_Job]:
-    """The jobs of students whom the engine's refusal does not name; none when it names nobody."""
-    guilty = [job for job in jobs if job.weights.name in str(error)] or jobs
-    for job in guilty:
-        work.failed(job.stage, error)
-    return [job for job in jobs if job not in guilty]
-
-
-def prove_rendering(checkpoint: Stage, store: Store, render: Render) -> None:
-    """Serving renders the prompts that training rendered to the same token ids. Raises ValueError where it does not.
-
-    Compares sha256 over the ids of the first training examples, which training left in the checkpoint's meta.
-    """
-    proof = store.get(checkpoint).meta.get("token_proof")
-    if proof is None:  # a model that was found, not trained here
-        return
-    spec = checkpoint.inputs["examples"].spec
-    assert isinstance(spec, ExamplesSpec)
-    wanted = proof["example_ids"]
-    record: Any = Demonstration if spec.objective == "sft" else Preference
-    records = store.get(checkpoint.inputs["examples"]).read(record)
-    by_id: dict[str, list[int]] = {}
-    for example in records:
-        if example.id in wanted:
-            by_id[example.id] = render([t.as_message() for t in example.messages])
-        if len(by_id) == len(set(wanted)):
-            break
-    if ids_sha256([by_id[i] for i in wanted]) != proof["prompt_sha256"]:
-        raise ValueError(
-            f"template of {checkpoint!r}: the server renders training prompts to other token ids than training did; "
-            "serve with the tokenizer and template.jinja that the checkpoint carries"
+    def _tell_later(self) -> None:
+        self._work.progress.say(
+            f"generating: the engine did not start beside the training ({self._refused}); it is tried again when the "
+            "training is done"
         )
 
-
-@dataclass
-class _Part:
-    """A part in work: the dialogues asked, and the replies that have come."""
-
-    asked: list[Dialogue]
-    replies: dict[str, Reply] = field(default_factory=dict)
+    def _lost(self) -> None:
+        self._work.progress.lost("generating", ENGINE_GONE)
 
 
-class _Job:
-    """One stage: requests out, replies in, parts written as they fill, and the commit after the last."""
+def _adapter_of(stage: Stage) -> Lora | None:
+    from empathy.train.bench import adapter_of
 
-    def __init__(self, stage: Stage, weights: Weights, work: Work, render: Render):
-        self.stage, self.weights, self._work, self._render = stage, weights, work, render
-        self.writer: Writer = work.store.writer(stage, work.epoch(stage))
-        self.dialogues = work.store.get(stage.inputs["dialogues"])
-        self.spec = _student(stage)
-        self.parts: dict[int, _Part] = {}
-        self._finished = self.writer.finished_indices()
-        split = stage.spec.split if isinstance(stage.spec, RepliesSpec) else None
-        of_part = [part.counts.get(split, 0) if split else part.rows or 0 for part in self.dialogues.parts]
-        self._dialogues, self._answered = sum(of_part), sum(of_part[k] for k in self._finished)
-
-    @property
-    def student(self) -> str:
-        return self.weights.name
-
-    @property
-    def precision(self) -> str:
-        return self.spec.precision
-
-    def is_whole(self) -> bool:
-        """Whether every part is written."""
-        return len(self._finished) == len(self.dialogues.parts)
-
-    def requests(self) -> Iterator[StudentRequest]:
-        """Every request that no finished part answers; reads one part at a time."""
-        assert isinstance(self.stage.spec, RepliesSpec)
-        for k in range(len(self.dialogues.parts)):
-            if k in self._finished:
-                continue
-            dialogues = from_table(self.dialogues.table(k), Dialogue)
-            part = self.parts[k] = _Part([d for d in dialogues if self.stage.spec.split in (None, d.split)])
-            for dialogue in part.asked:
-                yield self._request(k, dialogue)
-            self._write_if_full(k)
-
-    def _request(self, k: int, dialogue: Dialogue) -> StudentRequest:
-        system = (Turn("system", self.spec.system),) if self.spec.system else ()
-        prompt = self._render([t.as_message() for t in (*system, *dialogue.turns)])
-        seed = int(content_id(self.spec.seed, dialogue.id)[:8], 16) if self.spec.temperature else None
-        ident = f"{self.stage.key}/{k}/{dialogue.id}"
-        return StudentRequest(ident, self.student, prompt, self.spec.max_tokens, self.spec.temperature, seed=seed)
-
-    def take(self, k: int, dialogue_id: str, answer: Completion | Unanswered) -> None:
-        if isinstance(answer, Unanswered):
-            reply = Reply(dialogue_id, self.student, "", finish_reason="error", dropped=f"refused: {answer.reason}")
-        else:
-            reply = Reply(
-                dialogue_id,
-                self.student,
-                answer.text,
-                finish_reason=answer.finish_reason,
-                model_served=self.student,
-                tokens_in=answer.prompt_tokens,
-                tokens_out=answer.completion_tokens,
-                token_ids=tuple(answer.token_ids),
-            )
-        self.parts[k].replies[dialogue_id] = reply
-        self._answered += 1
-        self.tell()
-        self._write_if_full(k)
-
-    def tell(self) -> None:
-        """How many dialogues are answered."""
-        self._work.progress.units(self.stage, self._answered, self._dialogues)
-
-    def _write_if_full(self, k: int) -> None:
-        part = self.parts.get(k)
-        if part is None or len(part.replies) < len(part.asked):
-            return
-        records = [part.replies[d.id] for d in part.asked]
-        counts = {"rows": len(records), "refused": sum(r.dropped is not None for r in records)}
-        self.writer.write_records(k, records, Reply, {n: v for n, v in counts.items() if v})
-        del self.parts[k]
-        self._finished.add(k)
-        if self.is_whole():
-            self.commit()
-
-    def proved(self, alive: Mapping[str, float]) -> None:
-        """Keep what the engine proved of this student, before it answers: a run that only commits has no engine."""
-        proofs = _proofs(alive[self.student]) if self.student in alive else {}
-        self._work.store.files.write(self._proofs_path, json.dumps(proofs).encode())
-
-    @property
-    def _proofs_path(self) -> str:
-        return f"{self.writer.folder}/proofs.json"
-
-    def commit(self) -> None:
-        proofs = self._work.store.files.read_or_none(self._proofs_path)
-        try:
-            self.writer.commit({"proofs": json.loads(proofs) if proofs else {}})
-        except FileExistsError:  # another run was first: it had the same parts
-            assert self._work.store.done(self.stage)
-        self._work.done(self.stage)
-
-
-def _proofs(change: float) -> dict[str, str]:
-    """`change` is the largest change of a log-probability against the base on fixed prompts; infinite where the
-    tokens part."""
-    parted = math.isinf(change)
-    return {
-        "adapter alive": "its greedy tokens differ from its base's"
-        if parted
-        else f"it changes log-probabilities by {change:.3g}"
-    }
-
-
-def _answer_all(jobs: Sequence[_Job], students: Students, on_loss: Callable[[], None]) -> None:
-    """All jobs through one engine at once: requests of many students in flight together."""
-    by_key = {job.stage.key: job for job in jobs}
-    for job in jobs:
-        job.proved(students.ready["alive"])
-        job.tell()
-    requests = (request for job in jobs for request in job.requests())
-    for answer in students.generate(requests, on_loss=on_loss):
-        key, k, dialogue_id = answer.id.split("/", 2)
-        by_key[key].take(int(k), dialogue_id, answer)
+    return adapter_of(stage.inputs["checkpoint"])

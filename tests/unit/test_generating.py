@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import try_lease
+from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.schedule import Place, Schedule, State
-from cluster.steps.generating import _already_whole, _Job, _without_culprit
+from cluster.steps import generating
+from cluster.steps.generating import _Engine
+from cluster.steps.student_jobs import Job, already_whole
 from cluster.weights import Weights
 from cluster.work import Needs, Work
 from empathy.records import Dialogue, Reply, Turn
@@ -22,7 +25,9 @@ from empathy.train.bench import Bench
 from empathy.train.group import Group
 from empathy.train.placement import Placement
 from serving.bulk import Completion
+from serving.diagnosis import EngineFailed
 
+PLACE = Place("generating")
 CHECKPOINT = Stage(CheckpointSpec(base=HubBase(model="m")))
 
 
@@ -41,19 +46,18 @@ def work(tmp_path: Path) -> Iterator[Work]:
     store = Store.open(str(tmp_path))
     inputs = {"dialogues": dialogues(store), "checkpoint": CHECKPOINT}
     stages = [Stage(RepliesSpec(responder=Student(max_tokens=n)), inputs) for n in (8, 9)]
-    place = Place("generating")
-    work = Work(Schedule(stages, lambda s: place), store, Progress(out=lambda line: None), lambda: Needs())
-    assert len(work.take(place, 2)) == 2
+    work = Work(Schedule(stages, lambda s: PLACE), store, Progress(out=lambda line: None), lambda: Needs())
+    assert len(work.take(PLACE, 2)) == 2
     yield work
     work.release_all()
 
 
-def job(work: Work, max_tokens: int, name: str) -> _Job:
+def job(work: Work, max_tokens: int, name: str) -> Job:
     found = (s for s in work.schedule._stages.values() if s.spec.responder.max_tokens == max_tokens)  # type: ignore[attr-defined]
-    return _Job(next(found), Weights(name, "base", Path("base"), "template"), work, lambda messages: [1])
+    return Job(next(found), Weights(name, "base", Path("base"), "template"), work, lambda messages: [1])
 
 
-def answer(job: _Job, parts: int) -> None:
+def answer(job: Job, parts: int) -> None:
     """Take the replies to the first `parts` dialogues."""
     asked = list(job.requests())
     for request in asked[:parts]:
@@ -63,7 +67,7 @@ def answer(job: _Job, parts: int) -> None:
 
 def test_a_stage_is_committed_with_its_last_part_and_told(work: Work) -> None:
     one = job(work, 8, "one")
-    one.proved({"one": float("inf")})
+    one.proved(float("inf"))
     answer(one, 2)
     artifact = work.store.get(one.stage)
     assert [r.text for r in artifact.read(Reply)] == ["Oh.", "Oh."]
@@ -74,23 +78,68 @@ def test_a_stage_is_committed_with_its_last_part_and_told(work: Work) -> None:
 def test_what_lacks_only_its_commit_needs_no_engine(work: Work) -> None:
     """The first maker is gone after its last part: its proof is kept for who commits."""
     gone = job(work, 8, "one")
-    gone.proved({"one": 0.25})
+    gone.proved(0.25)
     gone.commit = lambda: None  # type: ignore[method-assign]  # killed here
     answer(gone, 2)
     assert not work.store.done(gone.stage)
     next_one = job(work, 8, "one")
-    assert _already_whole(next_one)
+    assert already_whole(next_one)
     assert work.store.get(next_one.stage).meta["proofs"] == {"adapter alive": "it changes log-probabilities by 0.25"}
     half = job(work, 9, "two")
     answer(half, 1)
-    assert not _already_whole(job(work, 9, "two"))
+    assert not already_whole(job(work, 9, "two"))
 
 
-def test_a_refused_student_fails_alone_and_nobody_is_spared_when_none_is_named(work: Work) -> None:
-    jobs = [job(work, 8, "one"), job(work, 9, "two")]
-    assert _without_culprit(jobs, ValueError("adapter 'two' changes nothing"), work) == jobs[:1]
-    assert work.schedule.state(jobs[1].stage) is State.FAILED
-    assert _without_culprit(jobs[:1], ValueError("chat_template: ..."), work) == []
+class Taken:
+    """Stands for a running engine: what it says of the adapters that it is asked to load."""
+
+    def __init__(self, said: dict[str, float | str]):
+        self.said, self.asked = said, list[dict[str, str]]()
+
+    def load(self, adapters: dict[str, str], on_loss: object) -> dict[str, float | str]:
+        self.asked.append(adapters)
+        return {name: self.said[name] for name in adapters}
+
+
+def tuned(work: Work, max_tokens: int, name: str) -> Job:
+    found = job(work, max_tokens, name)
+    found.weights = Weights(name, "base", Path("base"), "template", Path("adapters") / name)
+    return found
+
+
+def test_a_refused_student_fails_alone_and_a_loaded_one_is_not_loaded_again(work: Work) -> None:
+    engine, taken = _Engine(PLACE, work, Profile(), early=False), Taken({"one": 0.5, "two": "adapter 'two' is dead"})
+    jobs = [tuned(work, 8, "one"), tuned(work, 9, "two")]
+    assert engine._loaded(jobs, taken) == jobs[:1]  # type: ignore[arg-type]
+    assert [work.schedule.state(j.stage) for j in jobs] == [State.RUNNING, State.FAILED]
+    assert engine._loaded(jobs[:1], taken) == jobs[:1]  # type: ignore[arg-type]
+    assert taken.asked == [{"one": "adapters/one", "two": "adapters/two"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "early", "state", "over"),
+    [
+        (EngineFailed("too little memory"), True, State.READY, True),  # the training gives its own back
+        (EngineFailed("too little memory"), False, State.FAILED, False),
+        (ValueError("heads of 24 numbers"), True, State.FAILED, False),  # so it would be later
+    ],
+)
+def test_an_engine_that_does_not_start_beside_a_training_is_tried_again(
+    work: Work, monkeypatch: pytest.MonkeyPatch, error: Exception, early: bool, state: State, over: bool
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(generating, "start_engine", fails)
+    monkeypatch.setattr(
+        generating, "prepared", lambda stage, work, cache: job(work, stage.spec.responder.max_tokens, "n")
+    )
+    monkeypatch.setattr(Weights, "max_model_len", lambda self, at_most: at_most)
+    stages = work.schedule.at(PLACE, [State.RUNNING])
+    with _Engine(PLACE, work, Profile(), early) as engine:
+        engine.make(stages)
+        assert engine.is_over is over
+    assert [work.schedule.state(stage) for stage in stages] == [state, state]
 
 
 def test_a_training_worker_whose_lease_was_taken_over_cannot_commit(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cluster.lease import Lease, is_free, try_lease
 from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.schedule import Place, Schedule, State
-from cluster.steps.generating import _due
+from cluster.steps.generating import _due, _early
 from cluster.work import Needs, StoppedError, Work
 from empathy.lower import lower
 from empathy.specs import DialoguesSpec, LogprobsSpec, PaperSplit, ReportSpec
@@ -357,6 +357,23 @@ def test_an_engine_starts_when_what_is_missing_has_failed_or_is_in_other_hands()
         assert held is not None
         schedule.hold(held)
     assert _due([a, b], schedule) == a, "nothing else can run here"
+
+
+def test_an_engine_comes_up_beside_a_training_where_it_is_in_nobodys_way(store: Store) -> None:
+    schedule, s, (a, b) = engines()
+    work = Work(schedule, store, Progress(), lambda: Needs(3, 1))
+    schedule.done(s["a1"])
+    assert _early([a, b], work, Needs(1)) is None, "no training is up: what trains comes first"
+    with work.room("training", Needs(2, 1)):
+        assert _early([a, b], work, Needs(1)) == a
+        assert _early([b], work, Needs(1)) is None, "none of its students is ready"
+        assert _early([a, b], work, Needs(1, 1)) is None, "the training has the GPU"
+        waiting = work.thread("asking", lambda: work.room("asking", Needs(2)).__enter__())
+        waiting.start()
+        assert work.wait(lambda: work.crowded, 20)
+        assert _early([a, b], work, Needs(1)) is None, "somebody waits for the room"
+        work.stop()
+        waiting.join(20)
 
 
 def test_stages_that_take_as_long_as_each_other_are_of_one_sort(tmp_path: Path) -> None:
