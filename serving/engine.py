@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import vllm_engine
-from serving.adapters import Adapter, check_base, read_adapter
+from serving.adapters import check_base, read_adapter
 from serving.bulk import Completion, StudentRequest, Unanswered
 from serving.diagnosis import EngineFailed, OwnLog, diagnose
 from serving.owners import end_if_orphaned
@@ -101,26 +101,25 @@ class StudentEngine:
                     said[name] = change
                 except ValueError as error:  # this adapter's own fault: the others are loaded all the same
                     said[name] = str(error)
+                    if name in self.loras.requests:
+                        await self.loras.remove(name)
         return said
 
     async def _add(self, name: str, folder: str) -> None:
         """Load one adapter that is not loaded yet. Raises ValueError, naming it."""
-        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if name in self.loras.requests:
             return
         if len(self.loras.requests) > len(self.students.adapters) + self.students.later:  # the zero adapter is another
             raise ValueError(f"adapter {name!r}: later = {self.students.later}, and so many are loaded")
+        adapter = read_adapter(name, Path(folder), Path(self.students.base))
         try:
-            await self.loras.add([self._read(name, folder)])
+            await self.loras.add([adapter])
         except EngineDeadError:
             os._exit(ENGINE_DIED)
-        except VLLMClientError as error:  # some are no ValueErrors
+        except Exception as error:  # what its process raised, vLLM hands on as the bare class
             raise ValueError(f"adapter {name!r}: {error}") from error
-
-    def _read(self, name: str, folder: str) -> Adapter:
-        return read_adapter(name, Path(folder), Path(self.students.base))
 
     async def generate(
         self, requests: list[StudentRequest], adapters: dict[str, str] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class Loras:
     def __init__(self, engine: Any, zero_name: str):
         self._engine, self._zero_name = engine, zero_name
         self.requests: dict[str, Any] = {}
+        self._numbers = count(1)
 
     async def add(self, adapters: Sequence[Adapter]) -> None:
         """Load them. The caller sees to it that one call ends before the next begins."""
@@ -108,9 +110,13 @@ class Loras:
     async def _load(self, name: str, folder: Path) -> None:
         from vllm.lora.request import LoRARequest
 
-        lora = LoRARequest(name, len(self.requests) + 1, str(folder))
+        lora = LoRARequest(name, next(self._numbers), str(folder))
         await self._engine.add_lora(lora)
         self.requests[name] = lora
+
+    async def remove(self, name: str) -> None:
+        """Unload one: its room is free."""
+        await self._engine.remove_lora(self.requests.pop(name).lora_int_id)
 
 
 def openai_handlers(engine: Any, students: StudentSet, loras: dict[str, Any]) -> tuple[Any, Any]:

@@ -187,6 +187,37 @@ def test_an_adapter_that_vllm_would_ignore_is_refused_by_name(
         )
 
 
+def test_students_that_come_later_answer_as_those_of_the_start_and_outlive_its_process(
+    cluster: None, students: StudentSet, requests: list[StudentRequest], expected: dict[str, list[int]], tmp_path: Path
+) -> None:
+    dead = tiny_adapter(Path(students.base), tmp_path / "dead", seed=3)
+    config = json.loads((dead / "adapter_config.json").read_text())
+    (dead / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0}))
+    wide = tiny_adapter(Path(students.base), tmp_path / "wide", seed=4, rank=16)
+    later = replace(students, adapters={}, later=4, later_rank=8)
+
+    def said(engine: Students, asked: list[StudentRequest]) -> dict[str, list[int] | str]:
+        answers = engine.generate(asked, chunk=len(asked), adapters=students.adapters)
+        return {a.id: a.token_ids if isinstance(a, Completion) else a.reason for a in answers}
+
+    with start_engine(later, resources=Resources(num_cpus=0)) as engine:
+        of_base = [request for request in requests if request.student == "base"]
+        assert said(engine, of_base) == {request.id: expected[request.id] for request in of_base}
+        told = engine.load({"kind": students.adapters["kind"], "dead": str(dead), "wide": str(wide)})
+        assert isinstance(told["kind"], float)
+        assert "adapter 'dead' changes nothing" in str(told["dead"])
+        assert "'wide'" in str(told["wide"])
+        assert "rank" in str(told["wide"])
+        assert isinstance(engine.load({"wise": students.adapters["wise"]})["wise"], float)
+        assert said(engine, requests) == expected, "all of them in one batch"
+        os.kill(engine.handle.ready.remote().result()["pid"], signal.SIGKILL)
+        assert said(engine, requests) == expected, "by a process that was never told of them"
+        more = {f"more {k}": students.adapters["wise"] for k in range(4)}
+        refused = [why for why in engine.load(more).values() if isinstance(why, str)]
+        assert len(refused) == 2
+        assert "later = 4" in refused[0]
+
+
 def test_a_student_whose_template_renders_otherwise_than_at_training_is_refused(
     cluster: None, students: StudentSet
 ) -> None:
