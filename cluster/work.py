@@ -73,14 +73,16 @@ class Work:
             self.schedule.changed.wait_for(lambda: self.stopping or true(), at_most_s)
             return not self.stopping and true()
 
-    def next(self, places: Sequence[Place], at_most: int = 64, yields: bool = False) -> list[Stage]:
+    def next(
+        self, places: Sequence[Place], at_most: int = 64, unless: Callable[[], bool] = lambda: False
+    ) -> list[Stage]:
         """Stages to make now, leased, all of one place: the most urgent of `places`. Waits for them; [] at the end.
 
-        `yields`: also [] when none is ready and another lane waits for room.
+        Also [] when none is ready and `unless()`: there is something better to do than to wait for them.
         """
 
         def over() -> bool:
-            return not self.may_come(places) or (yields and self.crowded)
+            return not self.may_come(places) or unless()
 
         while True:
             self.wait(lambda: self.schedule.best(places) is not None or over())

@@ -36,7 +36,7 @@ def loop(places: Sequence[Place], work: Work, context: Context) -> None:
                 while batch:
                     context.progress.working(batch, f"asking {place.model}")
                     work.make(batch, lambda stages: _ask(stages, work, context))
-                    batch = work.next(places, AT_ONCE, yields=True)
+                    batch = work.next(places, AT_ONCE, unless=lambda: work.crowded)
             finally:
                 providers.release(context.providers, first)
 

@@ -67,8 +67,9 @@ def loop(places: Sequence[Place], work: Work, context: Context) -> None:
     may_be_early = set(places)
     while place := _next_engine(places, work, needs, may_be_early):
         with work.room("generating", needs):
-            _serve(place, work, context.profile, early=_due(places, work.schedule) is None)
-        may_be_early.discard(place)  # it had to make room, or did not start: it waits for the rest of its students
+            early = _due(places, work.schedule) != place
+            _serve(place, [p for p in places if p != place], work, context.profile, early)
+        may_be_early.discard(place)  # it had to go, or did not start: it waits for the rest of its students
 
 
 def _next_engine(places: Sequence[Place], work: Work, needs: Needs, may_be_early: set[Place]) -> Place | None:
@@ -77,8 +78,11 @@ def _next_engine(places: Sequence[Place], work: Work, needs: Needs, may_be_early
     def due() -> Place | None:
         return _due(places, work.schedule) or _early(sorted(may_be_early, key=str), work, needs)
 
-    work.wait(lambda: due() is not None or not work.may_come(places))
-    return None if work.stopping else due()
+    while not work.stopping and work.may_come(places):
+        if (place := due()) is not None:
+            return place
+        work.wait(lambda: due() is not None or not work.may_come(places))
+    return None
 
 
 def _due(places: Sequence[Place], schedule: Schedule) -> Place | None:
@@ -101,21 +105,26 @@ def _early(places: Sequence[Place], work: Work, needs: Needs) -> Place | None:
 # ---------------------------------------------------------------- one engine
 
 
-def _serve(place: Place, work: Work, profile: Profile, early: bool) -> None:
-    """Answer for what is ready at `place`, and for what becomes ready while nobody else needs the room.
+def _serve(place: Place, others: Sequence[Place], work: Work, profile: Profile, early: bool) -> None:
+    """Answer for what is ready at `place`, and for what becomes ready while nobody needs the room and none of the
+    `others` is due."""
 
-    `early`: a training is up as well, and an engine that does not start beside it is tried again later.
-    """
+    def may_stay() -> bool:
+        coming = work.schedule.count((State.WAITING, State.READY), place)
+        return coming > 0 and not work.crowded and _due(others, work.schedule) is None
+
     with _Engine(place, work, profile, early) as engine:
         batch = work.take(place, AT_ONCE)
         while batch:
             work.make(batch, engine.make)
-            more = work.schedule.count((State.WAITING, State.READY), place) and not engine.is_over
-            batch = work.next([place], engine.room, yields=True) if more else []
+            batch = [] if engine.is_over else work.next([place], engine.room, unless=lambda: not may_stay())
 
 
 class _Engine:
-    """One base's, started for the first students that need it. A context manager: it ends with the block."""
+    """One base's, started for the first students that need it. A context manager: it ends with the block.
+
+    `early`: some of its students are still to come. Where it does not start, it is tried again when they are there.
+    """
 
     def __init__(self, place: Place, work: Work, profile: Profile, early: bool):
         self._place, self._work, self._profile, self._early = place, work, profile, early
@@ -219,7 +228,7 @@ class _Engine:
     def _tell_later(self) -> None:
         self._work.progress.say(
             f"generating: the engine did not start beside the training ({self._refused}); it is tried again when the "
-            "training is done"
+            "last of its students is trained"
         )
 
     def _lost(self) -> None:
