@@ -8,9 +8,24 @@ captured in a CUDA graph. An engine imports this module in its worker, before it
 
 from __future__ import annotations
 
+from typing import Any
+
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
-PLAIN = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+
+class PlainLora(PunicaWrapperCPU):
+    """vLLM's plain-torch kernels, under a GPU's model runner."""
+
+    def add_lora_logits(self, y: Any, x: Any, *weights: Any, **rest: Any) -> None:
+        """Only of the rows (y: (rows, vocabulary), x: (rows, hidden)) that stand for a sampled token.
+
+        A GPU's model runner, as no CPU's, asks for the logits of whole prompts in a run of its own, where an engine
+        starts and for `prompt_logprobs`: rows past those for which it has said whose adapter they are. vLLM's CUDA
+        kernels leave such rows as they are.
+        """
+        sampled = len(self.sampler_indices)
+        super().add_lora_logits(y[:sampled], x[:sampled], *weights, **rest)
 
 
 class Float32Lora:
@@ -18,4 +33,4 @@ class Float32Lora:
 
 
 # The platform names the kernels, and there is no option for them.
-setattr(type(current_platform), "get_punica_wrapper", classmethod(lambda cls: PLAIN))  # noqa: B010
+setattr(type(current_platform), "get_punica_wrapper", classmethod(lambda cls: f"{__name__}.PlainLora"))  # noqa: B010

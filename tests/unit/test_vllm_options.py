@@ -31,7 +31,7 @@ def test_float32_adapters_on_a_gpu_take_the_plain_kernels(dtype: str, with_adapt
     assert ("worker_extension_cls" in found) is ("enforce_eager" in found) is plain
 
 
-def test_the_plain_kernels_are_vllms_own_and_are_what_its_worker_takes() -> None:
+def test_the_plain_kernels_are_what_its_worker_takes_and_leave_rows_alone_that_are_nobodys() -> None:
     """In a process of its own: importing the extension changes vLLM's platform there."""
     script = (
         "from vllm.utils.import_utils import resolve_obj_by_qualname as resolve\n"
@@ -43,7 +43,29 @@ def test_the_plain_kernels_are_vllms_own_and_are_what_its_worker_takes() -> None
         "options = device_options('cuda', StudentSet('b', 't', dtype='float32'), True)\n"
         "extension = resolve(options['worker_extension_cls'])\n"
         "assert [name for name in vars(extension) if not name.startswith('__')] == []\n"
-        "assert issubclass(resolve(current_platform.get_punica_wrapper()), PunicaWrapperBase)\n"
+        "kernels = resolve(current_platform.get_punica_wrapper())\n"
+        "assert issubclass(kernels, PunicaWrapperBase)\n"
     )
+    in_a_process(script + MORE_LOGITS_THAN_SAMPLED_TOKENS)
+
+
+MORE_LOGITS_THAN_SAMPLED_TOKENS = """
+import torch
+from vllm.lora.layers import LoRAMapping
+
+plain = kernels(max_num_batched_tokens=16, max_batches=8, device="cpu")
+plain.update_metadata(LoRAMapping((1, 2), (1, 2), is_prefill=True), [1, 2], 2, 5)
+torch.manual_seed(0)
+a, b = torch.randn(2, 1, 3, 4), torch.randn(2, 1, 5, 3)  # adapters, 1, (rank, hidden) and (vocabulary, rank)
+x, before = torch.randn(4, 4), torch.randn(4, 5)
+after = before.clone()
+plain.add_lora_logits(after, x, a, b, 0.5)
+for row in (0, 1):
+    torch.testing.assert_close(after[row], before[row] + 0.5 * b[row, 0] @ a[row, 0] @ x[row])
+assert torch.equal(after[2:], before[2:])
+"""
+
+
+def in_a_process(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
