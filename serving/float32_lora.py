@@ -14,15 +14,14 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
 
-class PlainLora(PunicaWrapperCPU):
+class PlainLora(PunicaWrapperCPU):  # type: ignore[misc]  # vllm has no types of its own
     """vLLM's plain-torch kernels, under a GPU's model runner."""
 
     def add_lora_logits(self, y: Any, x: Any, *weights: Any, **rest: Any) -> None:
         """Only of the rows (y: (rows, vocabulary), x: (rows, hidden)) that stand for a sampled token.
 
-        A GPU's model runner, as no CPU's, asks for the logits of whole prompts in a run of its own, where an engine
-        starts and for `prompt_logprobs`: rows past those for which it has said whose adapter they are. vLLM's CUDA
-        kernels leave such rows as they are.
+        An engine on a GPU warms up with requests for `prompt_logprobs`, and so asks for the logits of whole prompts:
+        rows past those of which it has said whose adapter they are. vLLM's CUDA kernels leave such rows as they are.
         """
         sampled = len(self.sampler_indices)
         super().add_lora_logits(y[:sampled], x[:sampled], *weights, **rest)

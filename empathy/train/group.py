@@ -56,6 +56,21 @@ def own_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextmanager
+def attention_without_plans() -> Iterator[None]:
+    """Attention by torch's own kernels, not cuDNN's. torch takes cuDNN's first on Hopper and on datacentre Blackwell,
+    and those build a plan, in tenths of a second, for each shape that they meet; batches of dialogues seldom have the
+    shape of an earlier one (pytorch/pytorch#155958, modelscope/FunASR#3704)."""
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def _has_gpu() -> bool:
     return bool(glob("/dev/nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 

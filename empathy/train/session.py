@@ -17,7 +17,7 @@ from empathy.stages import Stage
 from empathy.store import FencedError, Store
 from empathy.train import check
 from empathy.train.bench import Bench, Report, base_of
-from empathy.train.group import Group, join, own_environment
+from empathy.train.group import Group, attention_without_plans, join, own_environment
 from empathy.train.placement import Placement
 
 STAGES_OWN = (ValueError, ArithmeticError, MemoryError, FencedError, FileExistsError)
@@ -111,7 +111,7 @@ def opened(store: Store, placement: Placement, progress: Report | None = None) -
                 f"workers = {placement.workers}, but {group.world} processes joined: start as many as the placement "
                 "says"
             )
-        with _frozen_heap(), _scratch(group, placement) as scratch:
+        with attention_without_plans(), _frozen_heap(), _scratch(group, placement) as scratch:
             yield Session(Bench(store, group, placement, scratch, progress or _say_nothing))
 
 

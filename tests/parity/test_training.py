@@ -311,6 +311,14 @@ def test_a_loss_that_is_no_number_stops_the_training(store: Store, made: list[St
     assert not store.done(wild)
 
 
+def test_a_session_alone_goes_without_cudnns_attention_which_plans_for_every_shape(store: Store) -> None:
+    import torch
+
+    with session.opened(store, HERE):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_raising_a_base_is_the_same_in_another_store(store: Store, made: list[Stage], tmp_path: Path) -> None:
     other = Store.open(str(tmp_path / "store"))
     base = raised(other)
