@@ -185,8 +185,9 @@ def _mendable(error: OSError) -> bool:
 def console(arguments: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process: ends with its code, without the libraries' own end.
 
-    4 of 12 finished runs were aborted there ("terminate called without an active exception"): a C++ thread of a library
-    was still joinable when the interpreter took it down. Everything of ours is closed by then.
+    4 of 12 finished runs were aborted there ("terminate called without an active exception"), by Arrow's threads (see
+    `Artifact.table`, where that is mended; Ray and vLLM bring threads of their own). Everything of ours is closed by
+    then.
     """
     try:
         code = main(arguments)
