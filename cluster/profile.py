@@ -70,9 +70,15 @@ class Training(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = Field(8, ge=1)
     gradient_checkpointing: bool = False
-    share_prefixes: bool = True
+    share_prefixes: bool | None = None
     save_every_s: float = Field(300, gt=0)
     max_failures: int = Field(3, ge=0)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """`share_prefixes`; where the profile leaves it open, on CPUs alone: on the GPU where it was measured, steps
+        took longer with it (docs/gpus.md)."""
+        return not self.gpus_per_worker if self.share_prefixes is None else self.share_prefixes
 
 
 class Engine(Section):
@@ -94,10 +100,11 @@ class Engine(Section):
 
 class Gpu(Section):
     """What plans assume of an accelerator: its dense peak in the training precision, the share of it that training
-    reaches (model FLOPs utilisation), and its memory bandwidth. The defaults are an H100 SXM in bf16."""
+    reaches (model FLOPs utilisation), and its memory bandwidth. The defaults are an H100 SXM in bf16; what SFT of a 1B
+    model reached there in steps of 16 short examples is `mfu` (docs/gpus.md): larger models and steps reach more."""
 
     tflops: float = Field(989, gt=0)
-    mfu: float = Field(0.4, gt=0, le=1)
+    mfu: float = Field(0.1, gt=0, le=1)
     gb_per_s: float = Field(3350, gt=0)
 
 

@@ -53,7 +53,7 @@ def placement_of(profile: Profile) -> Placement:
         zero_stage=place.zero_stage,
         device="cuda" if place.gpus_per_worker else "cpu",
         gradient_checkpointing=place.gradient_checkpointing,
-        share_prefixes=place.share_prefixes,
+        share_prefixes=place.shares_prefixes,
         save_every_s=place.save_every_s,
     )
 

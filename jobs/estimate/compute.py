@@ -60,7 +60,7 @@ def example_tokens(examples: Stage, view: View, profile: Profile) -> float | Non
     other = view.reply_tokens(examples.inputs.get("initial"), corpus)
     prompt = tokens(corpus.dialogue_chars + len(spec.system or "")) + 2 * MESSAGE_TOKENS
     if spec.objective == "dpo":
-        shared = profile.train.share_prefixes and profile.train.zero_stage < 3
+        shared = profile.train.shares_prefixes and profile.train.zero_stage < 3
         return (1 if shared else 2) * prompt + reply + other
     both = getattr(spec.method, "both_replies", False) and spec.purpose == "train"
     many = samples(examples.inputs["replies"]) if "replies" in examples.inputs else 1

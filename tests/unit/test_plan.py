@@ -224,10 +224,10 @@ def test_the_prompt_of_a_pair_is_counted_as_often_as_it_is_read(tmp_path: Path, 
     pairs = sum(d.ratings["human"] < 3 for d in dialogues if d.split == "train")
     tokens = [
         work([dpo], view, Profile.model_validate({"train": train}))["training"].tokens
-        for train in ({}, {"share_prefixes": False}, {"zero_stage": 3})
+        for train in ({}, {"share_prefixes": False}, {"zero_stage": 3}, {"gpus_per_worker": 1})
     ]
     assert tokens[1] - tokens[0] == pytest.approx(pairs * (chars / 4 + 8))
-    assert tokens[2] == tokens[1]
+    assert tokens[2] == tokens[3] == tokens[1]
 
 
 def test_a_student_that_nobody_knows_is_unknown_not_nought(tmp_path: Path, store: Store) -> None:
