@@ -39,7 +39,13 @@ def sentences() -> dict[str, pl.Series]:
         "said": pl.Series([t.content for d in found for t in d.turns if t.role == "user"]),
         "reply": pl.Series([str(d.human_reply) for d in found]),
         "situation": pl.Series([str(d.situation) for d in found]),
+        "piece": pl.Series(sorted({piece for d in found for piece in _pieces(str(d.human_reply))})),
     }
+
+
+def _pieces(text: str, words: int = 4) -> list[str]:
+    found = text.split()
+    return [" ".join(found[k : k + words]) for k in range(0, len(found), words)]
 
 
 def _table(frame: pl.DataFrame, cls: type) -> pa.Table:
@@ -50,8 +56,9 @@ def _table(frame: pl.DataFrame, cls: type) -> pa.Table:
 def part(pool: Mapping[str, pl.Series], first: int, rows: int) -> tuple[pa.Table, pa.Table]:
     """Dialogues from number `first` on and the replies to them.
 
-    A third has three turns; an eighth is for the test. People are Good in 49 % and the model in 65 %, as in W&P. One
-    reply of the model in a hundred is a stock phrase, and so a near-duplicate of others.
+    A third has three turns; an eighth is for the test. People are Good in 49 % and the model in 65 %, as in W&P. The
+    model's replies are made of six pieces of four words and a sentence that all share. One in a hundred is a stock
+    phrase instead, and so a near-duplicate of others: half of these are equal, the others have a number in them.
     """
     rng = np.random.default_rng(first)
 
@@ -79,9 +86,14 @@ def part(pool: Mapping[str, pl.Series], first: int, rows: int) -> tuple[pa.Table
             "before": some("said"),
             "answered": some("reply"),
             "last": some("said") + " That was " + number + " days ago.",
-            "own": some("reply") + " I counted " + number + " stars for you.",
+            "own": pl.select(pl.concat_str([some("piece") for _ in range(6)], separator=" ")).to_series()
+            + " I counted "
+            + number
+            + " stars for you.",
             "stock": some("reply"),
-            "is_stock": rng.random(rows) < 0.01,
+            "numbered": some("reply") + " Ring " + number + " times.",
+            "is_stock": rng.random(rows) < 0.005,
+            "is_numbered": rng.random(rows) < 0.005,
             "is_long": rng.random(rows) < 1 / 3,
             "human": rated(0.49),
             "model": rated(0.65),
@@ -90,7 +102,7 @@ def part(pool: Mapping[str, pl.Series], first: int, rows: int) -> tuple[pa.Table
     one, three = [turn("user", "last")], [turn("user", "before"), turn("assistant", "answered"), turn("user", "last")]
     frame = frame.with_columns(
         turns=pl.when("is_long").then(pl.concat_list(three)).otherwise(pl.concat_list(one)),
-        text=pl.when("is_stock").then("stock").otherwise("own"),
+        text=pl.when("is_stock").then("stock").when("is_numbered").then("numbered").otherwise("own"),
         emotion=pl.lit("sad"),
     ).with_columns(ratings=mapped(human="human", **{MODEL: "model"}), recorded=mapped(**{MODEL: "text"}))
     same: dict[str, Any] = {"model": MODEL, "sample": 0, "finish_reason": "stop", "turns": [], "token_ids": []}

@@ -2,7 +2,7 @@
 
 A part is the unit: part k concerns the same dialogues as part k of the inputs, is made from those alone and from the
 little that must be `Known` of the whole set, and is the same whichever process makes it. Nothing is done row by row.
-Memory is bounded by a part, 16 bytes a test dialogue, and 24 bytes a reply when near-duplicates are screened.
+Memory is bounded by a part, 16 bytes a test dialogue, and 140 bytes a reply when near-duplicates are screened.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import polars as pl
 from empathy import cases
 from empathy.candidates import Choice
 from empathy.example_records import demonstrations, preferences
+from empathy.near import Sketches, near_duplicates, sketches
 from empathy.screens import NEAR_DUPLICATE
 from empathy.specs import ExamplesSpec, ImproveLlm
 from empathy.stages import Stage
 from empathy.texts import draws
-from empathy.twins import Held, Keys, repeats, reply_numbers, said_keys, talk_keys, text_keys
+from empathy.twins import Held, Keys, reply_numbers, said_keys, talk_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def _known(assembler: Assembler, each: Each) -> Known:
         share = round(spec.method.sft_share * len(lots))
         known = replace(known, last_lot=int(lots[share - 1]) if share else 0)
     if NEAR_DUPLICATE in assembler.choice.screens:
-        known = replace(known, repeated=repeats(each("replies", known)))
+        known = replace(known, repeated=near_duplicates(each("replies", known)))
     return known
 
 
@@ -146,11 +147,11 @@ class Assembler:
         )
         return self._lots(rows["id"])
 
-    def replies(self, part: int, known: Known) -> tuple[Array, Array]:
-        """Keys of the replies that would be learned if nothing were screened, and their numbers."""
+    def replies(self, part: int, known: Known) -> Sketches:
+        """Of the replies that would be learned if nothing were screened."""
         rows = self.candidates(part, known, screened=False)
         rows = rows.filter(pl.col("reason").is_null())
-        return text_keys(rows["learned"]), reply_numbers(rows["number"], rows["sample"])
+        return sketches(rows["learned"], reply_numbers(rows["number"], rows["sample"]))
 
     def write(self, part: int, known: Known) -> Tally:
         """Make one part and write it."""

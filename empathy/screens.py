@@ -2,14 +2,17 @@
 
 A screen is a function of a table with one row a reply, and one line in `_SCREENS`. The columns: `text`, the reply
 without outer blanks and with straight apostrophes; `turns` and `situation` of its dialogue; `repeats`, whether an
-earlier dialogue has this reply too (`empathy.twins.repeats`). It returns true where the reply is caught. Screens are
-for what a model wrote; a person's reply is never screened. Patterns are in the syntax of Rust's regex: no lookaround.
+earlier dialogue has this reply too, or one much like it (`empathy.near`). It returns true where the reply is caught.
+Screens are for what a model wrote; a person's reply is never screened. What models are known to say is in
+`empathy.phrases`. A change of what a shipped screen catches raises `ExamplesSpec.revision`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from empathy import phrases
 
 if TYPE_CHECKING:  # slow to load, and planning needs the names alone
     import polars as pl
@@ -21,37 +24,18 @@ _COPIED_WORDS = 6
 """A shorter turn ("I am so sad") may well come back in a good reply."""
 _TOO_LONG = rf"^\s*(\S+\s+){{{MAX_WORDS}}}\S"
 """One word more. Ten times as quick as to count them: a short text cannot match and is not read."""
-_LETTER, _NO_LETTER = r"[\pL\pN_]", r"[^\pL\pN_]"
-"""A word's characters. Rust's \\w also takes the second half of many an emoji for one."""
-_ENDS_INSIDE = rf"({_LETTER}|[,;:(/&-])$|(^|[^.])\.\.$"
-_REFUSAL = (
-    r"(?i)^((i'm|i am|i) )?((very|so|really) )?(sorry|apologi[sz]e)?[,. ]*(but )?"
-    r"(i|we)( can't| cannot| can not| won't| will not|( am|'m)( unable| not able) to) "
-    r"(help|assist|provide|comply|fulfil|fulfill|answer|respond|continue|engage|rewrite|write|do that|create)\b"
-)
-_LABEL = (
-    rf"(?i)^{_NO_LETTER}*(here('s| is| are)\b[^.!?\n]{{0,60}}:"
-    r"|((the|an?|my|more|improved|rewritten|revised|new|empathetic|empathic|better|final) )*"
-    rf"(reply|response|answer|rewrite|version){_NO_LETTER}*:"
-    rf"|(listener|speaker|assistant|user){_NO_LETTER}*:)"
-)
-_AI = (
-    r"(?i)\b(as|i'm|i am|being|just)( only| just)? an? (\w+ ){0,2}?"
-    r"(ai|a\.i\.|artificial intelligence|language model|chat ?bot|virtual assistant|bot)\b"
-    r"|\b(ai|large) language model\b"
-)
 
 
 def _empty(replies: pl.DataFrame) -> pl.Series:
-    return ~replies["text"].str.contains(_LETTER)
+    return ~replies["text"].str.contains(phrases.LETTER)
 
 
 def _cut_off(replies: pl.DataFrame) -> pl.Series:
-    return replies["text"].str.contains(_ENDS_INSIDE)
+    return replies["text"].str.contains(phrases.CUT_OFF) & ~replies["text"].str.contains(phrases.FACE)
 
 
 def _refusal(replies: pl.DataFrame) -> pl.Series:
-    return replies["text"].str.contains(_REFUSAL)
+    return replies["text"].str.contains(phrases.REFUSAL) | replies["text"].str.contains(phrases.OUR_RULES)
 
 
 def _too_long(replies: pl.DataFrame) -> pl.Series:
@@ -77,17 +61,19 @@ def _copies_input(replies: pl.DataFrame) -> pl.Series:
 
 
 def _echoes_label(replies: pl.DataFrame) -> pl.Series:
-    return replies["text"].str.contains(_LABEL)
+    return replies["text"].str.contains(phrases.LABEL)
 
 
 def _names_itself_ai(replies: pl.DataFrame) -> pl.Series:
-    return replies["text"].str.contains(_AI)
+    return replies["text"].str.contains(phrases.AI)
 
 
 def _near_duplicate(replies: pl.DataFrame) -> pl.Series:
-    """The reply of an earlier dialogue in the same words: the two differ in typing only (case, punctuation, blanks).
+    """The reply of an earlier dialogue in nearly the same words: Jaccard similarity of the pairs of words that follow
+    each other 0.6 or more, or no difference but in typing (case, punctuation, blanks).
 
-    Earlier is: before it in the order of the dialogues that the method selects, whatever other screens say of it.
+    Earlier is: before it in the order of the dialogues that the method selects, whatever this or another screen says of
+    it. So of A, B, C, where B is like A and C like B alone, A is kept; and no two that are kept are found to be alike.
     Replies of less than `empathy.twins.MIN_WORDS` words ("Oh no!") are no duplicates. The initial replies of method 3
     are not looked at: they are no examples to become like.
     """

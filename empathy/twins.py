@@ -148,24 +148,6 @@ class Held:
         return sorted(set(dialogues["id"].filter(tested)))
 
 
-def repeats(pieces: Iterable[tuple[Array, Array]]) -> Keys:
-    """Which replies an earlier dialogue gave too. Pieces, in any order: keys (N,) of texts and `reply_numbers` (N,)."""
-    import numpy as np
-
-    held = [(keys[keys != NO_KEY], numbers[keys != NO_KEY]) for keys, numbers in pieces]
-    everything = np.concatenate([keys for keys, _ in held])
-    everything.sort()
-    shared = Keys(everything[1:][everything[1:] == everything[:-1]])
-    del everything
-    found = [(keys[known], numbers[known]) for keys, numbers in held for known in [shared.among(keys)]]
-    dialogues = [(np.searchsorted(shared.sorted, keys), numbers >> SAMPLE_BITS) for keys, numbers in found]
-    first = np.full(len(shared), np.iinfo(np.uint64).max, dtype=np.uint64)
-    for at, dialogue in dialogues:
-        np.minimum.at(first, at, dialogue)
-    later = [numbers[first[at] < dialogue] for (_, numbers), (at, dialogue) in zip(found, dialogues, strict=True)]
-    return Keys(np.concatenate(later))
-
-
 def reply_numbers(dialogues: pl.Series, samples: pl.Series) -> Array:
     """One number a reply, in the order of the `dialogues` (their numbers) and `samples`."""
     import numpy as np

@@ -17,6 +17,8 @@ AnyMethod = Direct | ImproveHuman | ImproveLlm | Human
 MethodSpec = Annotated[AnyMethod, Field(discriminator="type")]
 METHODS: dict[str, type[AnyMethod]] = {method.model_fields["type"].default: method for method in get_args(AnyMethod)}
 """By name. The union is the registry."""
+_REVISED_SCREENS = frozenset(("cut_off", "refusal", "echoes_label", "names_itself_ai", "near_duplicate"))
+"""Revision 2: more phrases, and replies in nearly the same words."""
 
 
 class ExamplesSpec(Spec):
@@ -46,3 +48,9 @@ class ExamplesSpec(Spec):
     """Share of candidates the screens may drop before the stage fails."""
     good: float | None = Field(None, ge=1, le=5)
     """A judge's score takes the place of people's ratings; the least mean score of a Good reply. None: ratings."""
+
+    @property
+    def revision(self) -> int:
+        """A set that no revised screen looks at is what it was."""
+        screened = self.method.learns != "human" and not _REVISED_SCREENS.isdisjoint(self.screens)
+        return 2 if screened else 1

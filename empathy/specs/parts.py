@@ -10,7 +10,11 @@ __all__ = ["Part", "Spec"]
 
 
 class Spec(Part):
-    """What a stage is. Subclasses name their `kind` and `revision`."""
+    """What a stage is. Subclasses name their `kind` and, from the second on, their `revision`."""
 
     kind: ClassVar[str]
-    revision: ClassVar[int] = 1
+
+    @property
+    def revision(self) -> int:
+        """Raised by hand when a change of code changes what the stage makes; part of the key."""
+        return 1

@@ -200,7 +200,8 @@ def test_the_path_needs_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_screens_would_catch_among_the_recorded_replies(store: Store, paper: Stage) -> None:
-    """One refusal and two that name themselves an AI were read and are right; many of two models' replies break off."""
+    """All but those that break off were read, and are right. 64 of gpt-4's refusals are one sentence: "I'm unable to
+    provide the help that you need"."""
     caught: Counter[tuple[str, str]] = Counter()
     artifact = store.get(paper)
     for part in range(len(artifact.parts)):
@@ -213,8 +214,10 @@ def test_what_screens_would_catch_among_the_recorded_replies(store: Store, paper
                 caught[responder, name] += screens.screened(replies, [name]).count()
     cut = {responder: caught.pop((responder, "cut_off"), 0) for responder in GOOD_SFT_DPO}
     assert +caught == {
-        ("gpt-4", "refusal"): 1,
+        ("gpt-4", "refusal"): 66,
+        ("mixtral-8x7b", "refusal"): 3,
+        ("llama-2-70b-chat", "echoes_label"): 1,
         ("gemini-1.0-pro", "names_itself_ai"): 1,
-        ("mixtral-8x7b", "names_itself_ai"): 1,
+        ("mixtral-8x7b", "names_itself_ai"): 3,
     }
     assert cut == {"gpt-4": 0, "llama-2-70b-chat": 181, "gemini-1.0-pro": 3, "mixtral-8x7b": 203}

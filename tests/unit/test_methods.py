@@ -331,7 +331,7 @@ def test_a_reply_that_an_earlier_dialogue_has_is_dropped_and_counted(tmp_path: P
     content[1]["ratings"]["m"] = 2
     for k in (0, 1, 3, 5, 7):
         content[k]["recorded"]["m"] = ("I am so sorry for you.", "i am so sorry, for you!")[k % 2]
-    content[2]["recorded"]["m"] = "I am so sorry for you and,"
+    content[2]["recorded"]["m"] = "You must feel so alone and,"
     for k in (6, 8):
         content[k]["recorded"]["m"] = "Oh no!"  # too short to be more than chance
     chain = Chain(tmp_path, content)

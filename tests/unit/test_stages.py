@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 
+from empathy import screens
 from empathy.specs import (
     CheckpointSpec,
     DialoguesSpec,
+    Direct,
+    ExamplesSpec,
+    Human,
     Lora,
+    MethodSpec,
     Optimiser,
     PaperSplit,
     RandomSplit,
@@ -109,6 +114,15 @@ def test_revision_is_in_the_key() -> None:
         revision = ReportSpec.revision + 1
 
     assert Stage(Later()).key != Stage(ReportSpec()).key
+
+
+def test_a_set_that_no_revised_screen_looks_at_is_what_it_was() -> None:
+    def revision(method: MethodSpec, *names: str) -> object:
+        return Stage(ExamplesSpec(method=method, objective="sft", screens=names)).identity["revision"]
+
+    assert [revision(Direct()), revision(Direct(), "empty", "too_long", "copies_input")] == [1, 1]
+    assert [revision(Direct(), "empty", name) for name in screens.NAMES] == [1, 2, 2, 1, 1, 2, 2, 2]
+    assert revision(Human(), *screens.NAMES) == 1  # nobody but people speaks
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"x", Path("/x"), float("nan"), float("inf"), {1: "a"}, object()])

@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import polars as pl
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -17,8 +16,6 @@ from empathy.texts import as_json, content_ids, draws, turns_as_json, words
 from empathy.twins import (
     Held,
     Keys,
-    repeats,
-    reply_numbers,
     said_key,
     said_keys,
     talk_key,
@@ -72,14 +69,3 @@ def test_keys_are_a_set() -> None:
 def test_nothing_is_held_of_no_dialogues() -> None:
     assert not Held.of().has_talk("d1")
     assert not Held.of().has_said((Turn("user", "one two three four"),))
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_replies_that_an_earlier_dialogue_has(turned: bool) -> None:
-    """Of two samples of one dialogue in the same words neither repeats the other; texts too short to tell are 0."""
-    dialogues, samples = pl.Series([0, 0, 1, 2, 3, 4], dtype=pl.UInt32), pl.Series([0, 1, 0, None, 0, 0])
-    numbers = reply_numbers(dialogues, samples)
-    keys = np.array([5, 5, 6, 5, 0, 0], dtype=np.uint64)
-    pieces = [(keys[:3], numbers[:3]), (keys[3:], numbers[3:])]
-    found = repeats(reversed(pieces) if turned else pieces)
-    assert found.among(numbers).tolist() == [False, False, False, True, False, False]

@@ -22,14 +22,16 @@ SHARDED = Profile.model_validate({"ray": {"cpus": 3}, "assemble": {"ray_above_ro
 
 
 def rows(n: int) -> list[dict[str, object]]:
-    """Every third for the test, rated in turn; every tenth reply of m is a stock phrase."""
+    """Every third for the test, rated in turn; of ten replies of m one is a stock phrase and one a template."""
+    stock = "I am so sorry for you."
+    template = "I see what {} means to you, and I am glad that you told me of it all today."
     return [
         {
             "id": f"d{k:03d}",
             "turns": [{"role": "user", "content": f"the number {k} weighs on me"}],
             "split": "test" if k % 3 == 0 else "train",
             "human_reply": f"people say {k} is fine.",
-            "recorded": {"m": "I am so sorry for you." if k % 10 == 1 else f"I hear how {k} weighs on you."},
+            "recorded": {"m": {1: stock, 3: template.format(k)}.get(k % 10, f"I hear how {k} weighs on you.")},
             "ratings": {"human": 1 + k % 2 * 2, "m": 3},
         }
         for k in range(n)
@@ -60,7 +62,7 @@ def test_sharded_parts_are_those_of_one_process(tmp_path: Path) -> None:
     alone, sharded = (Chain(tmp_path / name, rows(200)) for name in ("alone", "sharded"))
     screens = ("empty", "copies_input", "near_duplicate")
     specs = [
-        ExamplesSpec(method=Direct(), objective="sft", screens=screens),
+        ExamplesSpec(method=Direct(), objective="sft", screens=screens, max_dropped=0.5),
         ExamplesSpec(method=ImproveLlm(division="random", rejected="human"), objective="dpo"),
     ]
     expected = [alone.made(spec, LOCAL) for spec in specs]
@@ -76,5 +78,6 @@ def test_sharded_parts_are_those_of_one_process(tmp_path: Path) -> None:
             (p.rows, p.sha256, p.counts) for p in theirs.parts
         ]
         assert ours.meta == theirs.meta
-    # 20 of the 200 have k % 10 == 1, six of them (21, 51, ...) on the test side; the first of the other 14 is kept
-    assert expected[0].meta["dropped"] == {"near_duplicate": 13}
+    # 20 of the 200 have k % 10 == 1, six of them (21, 51, ...) on the test side; the first of the other 14 is kept. 20
+    # have k % 10 == 3, seven of them (3, 33, ...) on the test side; of the other 13, 14 of 18 pairs of words are common
+    assert expected[0].meta["dropped"] == {"near_duplicate": 13 + 12}
