@@ -211,7 +211,7 @@ def test_work_and_storage_of_the_tiny_student_by_hand(tmp_path: Path, store: Sto
     tokens = pairs * 2 * (chars / 4 + 8 + (28 * 4 / 3 + human_chars / 4) / 2)
     done = work([sft], view, Profile())["training"]
     assert done.tokens == pytest.approx(tokens)
-    assert done.hours == pytest.approx(4 * n * tokens / (989e12 * 0.4) / 3600)
+    assert done.hours == pytest.approx(4 * n * tokens / (989e12 * 0.1) / 3600)
     assert storage([sft], view).weights_bytes == 4 * shape.adapter(8)
 
 
