@@ -2,7 +2,7 @@
 
 A part is the unit: part k concerns the same dialogues as part k of the inputs, is made from those alone and from the
 little that must be `Known` of the whole set, and is the same whichever process makes it. Nothing is done row by row.
-Memory is bounded by a part, 16 bytes a test dialogue, and 140 bytes a reply when near-duplicates are screened.
+Memory is bounded by a part, 16 bytes a test dialogue, and 150 bytes a reply when near-duplicates are screened.
 """
 
 from __future__ import annotations

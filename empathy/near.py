@@ -12,7 +12,7 @@ in 97. A pair at 0.6 shares a band with probability 1 - (1 - ALIKE**ROWS)**BANDS
 In each band a reply is compared with two of those that share its key: the first, and the last of an earlier dialogue.
 So time is linear in the replies; a pair is missed for sure only where others stand between the two in all its bands.
 
-Memory: some 140 bytes a reply, 80 of them bands. Disk (TMPDIR, while this lasts): 80 bytes a reply, 4 a shingle.
+Memory: some 150 bytes a reply, 80 of them bands. Disk (TMPDIR, while this lasts): 80 bytes a reply, 4 a shingle.
 """
 
 from __future__ import annotations
@@ -136,11 +136,13 @@ def near_duplicates(pieces: Iterable[Sketches]) -> Keys:
         numbers, texts, sizes = _put(pieces, bands, shingles)
         if not len(numbers):
             return Keys()
-        order = np.argsort(numbers, kind="stable")
-        numbers = numbers[order]
-        caught = _repeated(texts[order], numbers)
+        order = np.argsort(numbers, kind="stable").astype(np.uint32)
+        numbers, texts = numbers[order], texts[order]
+        caught = _repeated(texts, numbers)
         starts = (np.cumsum(sizes, dtype=np.int64) - sizes)[order]
-        replies = _Replies(numbers, order, np.fromfile(bands, np.uint32), sizes[order], starts, shingles.fileno())
+        sizes = sizes[order]
+        del texts
+        replies = _Replies(numbers, order, np.fromfile(bands, np.uint32), sizes, starts, shingles.fileno())
         for band in range(BANDS):
             _compare(replies, band, caught)
         return Keys(numbers[caught])
@@ -162,19 +164,19 @@ def _put(pieces: Iterable[Sketches], bands: IO[bytes], shingles: IO[bytes]) -> t
 class _Replies:
     """N replies in the order of their dialogues and samples."""
 
-    def __init__(self, numbers: Array, order: Rows, bands: Array32, sizes: Array32, starts: Rows, shingles: int):
+    def __init__(self, numbers: Array, order: Array32, bands: Array32, sizes: Array32, starts: Rows, shingles: int):
         self.numbers, self.sizes, self.starts, self.shingles = numbers, sizes, starts, shingles
-        self._order, self._bands = order.astype(np.uint32), bands.reshape(-1, BANDS)
+        self._order, self._bands = order, bands.reshape(-1, BANDS)
 
-    def bands(self, chosen: Rows | slice, band: int | slice) -> Array32:
+    def bands(self, chosen: Array32 | slice, band: int | slice) -> Array32:
         return self._bands[self._order[chosen], band]
 
 
 def _repeated(texts: Array, numbers: Array) -> Mask:
     """Which replies are equal to one of an earlier dialogue but for typing."""
     caught = np.zeros(len(texts), dtype=np.bool_)
-    order = np.argsort(texts, kind="stable")
-    caught[_mates(order, texts[order], numbers)[0]] = True
+    order = np.argsort(texts, kind="stable").astype(np.uint32)
+    caught[_mates(order, _changes(texts[order]), numbers)[0]] = True
     return caught
 
 
@@ -188,28 +190,41 @@ def _compare(replies: _Replies, band: int, caught: Mask) -> None:
             caught[some[_alike(replies, some, others)]] = True
 
 
-def _sorted(keys: Array32) -> tuple[Rows, Array]:
-    """Replies in the order of their keys, equal ones in their own; and the keys. One sort of both as one number: ten
-    times as quick as argsort."""
-    both = (keys.astype(np.uint64) << _HALF) | np.arange(len(keys), dtype=np.uint64)
+def _sorted(keys: Array32) -> tuple[Array32, Mask]:
+    """Replies in the order of their keys, equal ones in their own; and where another key begins. One sort of both as
+    one number: ten times as quick as argsort."""
+    both = keys.astype(np.uint64)
+    both <<= _HALF
+    both |= np.arange(len(keys), dtype=np.uint32)
     both.sort()
-    return (both & np.uint64(0xFFFFFFFF)).astype(np.int64), both >> _HALF
+    order = both.astype(np.uint32)  # the lower half
+    both >>= _HALF
+    return order, _changes(both)
 
 
-def _mates(order: Rows, keys: Array, numbers: Array) -> tuple[Rows, Rows, Rows]:
-    """Replies that share their key with one of an earlier dialogue, the first of these, and the last."""
-    new = np.concatenate([[True], keys[1:] != keys[:-1]])
-    shared = ~new | ~np.concatenate([new[1:], [True]])
+def _changes(values: Array) -> Mask:
+    """Where a value differs from the one before it."""
+    return np.concatenate([values[:1] == values[:1], values[1:] != values[:-1]])
+
+
+def _mates(order: Array32, new: Mask, numbers: Array) -> tuple[Array32, Array32, Array32]:
+    """Replies that share their key with one of an earlier dialogue, the first of these, and the last. `order` has
+    replies with equal keys side by side, `new` is true where another key begins."""
+    shared = ~new
+    shared[:-1] |= ~new[1:]
     order, new = order[shared], new[shared]
-    dialogue, at = numbers[order] >> np.uint64(SAMPLE_BITS), np.arange(len(order))
-    first = np.maximum.accumulate(np.where(new, at, 0))
-    new[1:] |= dialogue[1:] != dialogue[:-1]
-    own = np.maximum.accumulate(np.where(new, at, 0))
+    first, own = _begins(new), _begins(new | _changes(numbers[order] >> np.uint64(SAMPLE_BITS)))
     later = np.flatnonzero(own > first)
     return order[later], order[first[later]], order[own[later] - 1]
 
 
-def _promising(replies: _Replies, some: Rows, others: Rows) -> tuple[Rows, Rows]:
+def _begins(new: Mask) -> Array32:
+    """For each place the last one up to it where `new` is true."""
+    found: Array32 = np.where(new, np.arange(len(new), dtype=np.uint32), np.uint32(0))
+    return np.maximum.accumulate(found, out=found)
+
+
+def _promising(replies: _Replies, some: Array32, others: Array32) -> tuple[Array32, Array32]:
     """The pairs of replies that have `LEAST_EQUAL` minima in common: their share is an estimate of the similarity, and
     ten times as quick."""
     apart = replies.bands(some, slice(None)) ^ replies.bands(others, slice(None))
@@ -217,7 +232,7 @@ def _promising(replies: _Replies, some: Rows, others: Rows) -> tuple[Rows, Rows]
     return some[equal >= LEAST_EQUAL], others[equal >= LEAST_EQUAL]
 
 
-def _alike(replies: _Replies, some: Rows, others: Rows) -> Mask:
+def _alike(replies: _Replies, some: Array32, others: Array32) -> Mask:
     """Which of the (P,) pairs of replies have a Jaccard similarity of `ALIKE` or more."""
     sets = _sets(replies, some), _sets(replies, others)
     both = np.concatenate(sets)
@@ -227,7 +242,7 @@ def _alike(replies: _Replies, some: Rows, others: Rows) -> Mask:
     return common / (total - common) >= ALIKE
 
 
-def _sets(replies: _Replies, chosen: Rows) -> Array:
+def _sets(replies: _Replies, chosen: Array32) -> Array:
     """The shingles of each chosen reply, each once, with its place among the chosen in the upper half; ascending."""
     spans = zip(replies.starts[chosen].tolist(), replies.sizes[chosen].tolist(), strict=True)
     read = b"".join([os.pread(replies.shingles, 4 * size, 4 * start) for start, size in spans])
