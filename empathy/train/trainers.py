@@ -97,6 +97,12 @@ class PlannedDpo(_Planned, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return dataset
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """With the reference's sums as they are. transformers gives whatever is no integer DeepSpeed's precision, and
+        in bf16 a sum of -488.2 nats is -488, one of -621.2 is -620."""
+        exact = {name: inputs[name].to(self.args.device) for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        return {**super()._prepare_inputs(inputs), **exact}
+
 
 def arguments(spec: CheckpointSpec, optimiser: Optimiser, plan: Plan, bench: Bench, output_dir: str) -> dict[str, Any]:
     """Keyword arguments for SFTConfig and DPOConfig alike."""

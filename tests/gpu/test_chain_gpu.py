@@ -42,7 +42,7 @@ def test_it_ends_with_estimates(finished: Work) -> None:
 def test_dpo_starts_at_ln_2(finished: Work) -> None:
     _, dpo = finished.lowered.cells
     first = finished.store.get(dpo.checkpoint).meta["proofs"]["dpo_start"]["loss"]
-    assert first == pytest.approx(math.log(2), abs=1e-4 if '"fp32"' in finished.file.read_text() else 2e-2)
+    assert first == pytest.approx(math.log(2), abs=1e-4 if '"fp32"' in finished.file.read_text() else 5e-3)
 
 
 def test_every_student_answered_every_test_dialogue(finished: Work) -> None:

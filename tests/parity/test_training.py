@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from empathy.records import Demonstration, Logprob, Preference
-from empathy.specs import Dpo, Full, Lora, Sft
+from empathy.specs import Dpo, Full, LogprobsSpec, Lora, Sft
 from empathy.stages import Stage
 from empathy.store import Store
 from empathy.train import session
@@ -146,6 +146,19 @@ def test_dpo_starts_at_ln2_from_policy_and_from_base(store: Store, made: list[St
         start = store.get(stage).meta["proofs"]["dpo_start"]
         assert start["loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert start["margin"] == pytest.approx(0, abs=1e-4)
+
+
+def test_in_bf16_the_reference_is_not_rounded(store: Store, made: list[Stage]) -> None:
+    """What transformers does to whatever is no integer under DeepSpeed: a sum of -200.4 nats would be -200."""
+    base, _, reference, dpo = made
+    spec = LogprobsSpec(precision="bf16", max_length_tokens=256)
+    scores = Stage(spec, {"checkpoint": base, "examples": reference.inputs["examples"]})
+    inputs = {"base": base, "examples": dpo.inputs["examples"], "reference": scores}
+    stage = tuned(dpo.spec.objective, inputs, precision="bf16")
+    session.run([scores, stage], store, HERE)
+    start = store.get(stage).meta["proofs"]["dpo_start"]
+    assert start["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert start["margin"] == pytest.approx(0, abs=2e-4)
 
 
 def test_dpo_on_another_models_reference_is_refused(store: Store, made: list[Stage], tmp_path: Path) -> None:
