@@ -106,6 +106,11 @@ class CheckpointSpec(Spec):
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
 
+    @property
+    def revision(self) -> int:
+        """2: DPO in bf16 no longer rounds the reference's log-probabilities of whole replies to bf16."""
+        return 2 if isinstance(self.objective, Dpo) and self.precision == "bf16" else 1
+
 
 class LogprobsSpec(Spec):
     """Inputs `checkpoint` and `examples`: the log-probability of every reply in the examples."""

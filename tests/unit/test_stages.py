@@ -16,6 +16,7 @@ from empathy.specs import (
     CheckpointSpec,
     DialoguesSpec,
     Direct,
+    Dpo,
     ExamplesSpec,
     Human,
     Lora,
@@ -123,6 +124,14 @@ def test_a_set_that_no_revised_screen_looks_at_is_what_it_was() -> None:
     assert [revision(Direct()), revision(Direct(), "empty", "too_long", "copies_input")] == [1, 1]
     assert [revision(Direct(), "empty", name) for name in screens.NAMES] == [1, 2, 2, 1, 1, 2, 2, 2]
     assert revision(Human(), *screens.NAMES) == 1  # nobody but people speaks
+
+
+def test_dpo_in_bf16_is_not_what_it_was_and_all_else_is() -> None:
+    def revision(cls: type[Dpo | Sft], precision: str) -> object:
+        objective = cls(optimiser=Optimiser(learning_rate=1e-5), tuning=Lora())
+        return CheckpointSpec.model_validate({"objective": objective, "precision": precision}).revision
+
+    assert [revision(cls, precision) for cls in (Sft, Dpo) for precision in ("fp32", "bf16")] == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"x", Path("/x"), float("nan"), float("inf"), {1: "a"}, object()])
