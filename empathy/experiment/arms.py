@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from empathy.experiment.data import Screens
 from empathy.experiment.sections import LISTED, Section, Seed
 from empathy.specs import METHODS
 
@@ -24,6 +25,8 @@ class Arms(Section):
     direct."""
     wording: Annotated[tuple[Annotated[int, Field(ge=0)], ...], LISTED] = ()
     """Which wordings of each strategy; () is the first."""
+    screens: Screens | None = None
+    """In place of those of [data]."""
 
     @field_validator("method")
     @classmethod

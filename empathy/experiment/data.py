@@ -26,6 +26,15 @@ def _leaves_train(split: SplitSpec) -> SplitSpec:
     return split
 
 
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = [n for n in names if n not in screens.NAMES]
+    if unknown:
+        raise ValueError(f"unknown screen {unknown[0]!r}; there are {', '.join(screens.NAMES)}")
+    return names
+
+
+Screens = Annotated[tuple[str, ...], AfterValidator(_known)]
+"""Names of `empathy.screens`."""
 SplitField = Annotated[SplitSpec, BeforeValidator(_split), AfterValidator(_leaves_train)]
 
 
@@ -37,8 +46,8 @@ class Data(Section):
     limit: int | None = Field(None, ge=1, lt=2**63)
     part_rows: int = Field(256, ge=1, le=1_000_000)
     seed: int = 0
-    screens: tuple[str, ...] = ()
-    """Names of `empathy.screens` that drop a reply from training; () keeps all."""
+    screens: Screens = ()
+    """What drops a model's reply from training, where the arms do not say; () keeps all."""
     max_dropped: float = Field(0.2, ge=0, le=1)
 
     @field_validator("split")
@@ -47,11 +56,3 @@ class Data(Section):
         if isinstance(split, RandomSplit | GroupSplit) and split.test_fraction == 0:
             raise ValueError("test_fraction = 0: students are compared on test dialogues; give more than 0")
         return split
-
-    @field_validator("screens")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [n for n in names if n not in screens.NAMES]
-        if unknown:
-            raise ValueError(f"unknown screen {unknown[0]!r}; there are {', '.join(screens.NAMES)}")
-        return names

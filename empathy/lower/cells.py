@@ -15,7 +15,7 @@ class Lesson:
     """What a student is to learn, apart from who learns it: a method, whose replies, and which strategy.
 
     `learned` are the replies to become like, `initial` what they improved on (method 3). `wording` is None where the
-    arms choose none.
+    arms choose none. `screens` keep replies out of its training sets.
     """
 
     method: AnyMethod
@@ -24,6 +24,7 @@ class Lesson:
     learned: Stage | None
     initial: Stage | None = None
     wording: int | None = None
+    screens: tuple[str, ...] = ()
 
     @property
     def factors(self) -> dict[str, str]:

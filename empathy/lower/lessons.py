@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 from empathy import prompts
@@ -57,10 +58,18 @@ class Lessons:
     # ---- lessons
 
     def __iter__(self) -> Iterator[Lesson]:
+        known = dict[str, tuple[str, ...]]()
         for arms in self.x.arms:
             axes = (arms.method, arms.teacher or (None,), arms.strategy or (None,), arms.wording or (None,))
+            screens = self.x.data.screens if arms.screens is None else arms.screens
             for values in product(*axes):
-                yield self._lesson(*values)
+                lesson = replace(self._lesson(*values), screens=screens)
+                if (before := known.setdefault(lesson.name, screens)) != screens:
+                    raise ValueError(
+                        f"arms.screens = {list(screens)}: {lesson.name} is listed twice, and has {list(before)} there; "
+                        "list it once"
+                    )
+                yield lesson
 
     def _lesson(self, name: str, teacher: str | None, strategy: str | None, wording: int | None) -> Lesson:
         asked = self.x.teacher
@@ -98,7 +107,7 @@ class Lessons:
             purpose=purpose,
             split="test" if heldout else "train",
             system=self.x.generate.system,
-            screens=() if heldout else data.screens,
+            screens=() if heldout else lesson.screens,
             max_dropped=data.max_dropped,
             good=self.x.ratings.good if self.x.ratings and rating else None,
         )

@@ -304,6 +304,28 @@ def test_only_that_matches_nothing_tells_the_factors_that_there_are(pattern: str
     ]
 
 
+def test_arms_have_screens_of_their_own_or_those_of_the_data(tmp_path: Path) -> None:
+    arms = [
+        {"method": "direct", "screens": ["empty"]},
+        {"method": "improve_human", "strategy": "naive"},
+        {"method": "improve_human", "strategy": "cognitive", "screens": []},
+    ]
+    x = tiny(tmp_path, arms=arms)
+    x = x.model_copy(update={"data": x.data.model_copy(update={"screens": ("refusal", "cut_off")})})
+    lessons = {lesson.name: lesson.screens for lesson in (cell.lesson for cell in lower(x).cells)}
+    assert list(lessons.values()) == [("empty",), ("refusal", "cut_off"), ()]
+    for cell in lower(x).cells:
+        spec = cell.checkpoint.inputs["examples"].spec
+        assert isinstance(spec, ExamplesSpec)
+        assert spec.screens == lessons[cell.lesson.name]
+    with pytest.raises(ValueError, match="'refuse'; there are empty, cut_off"):
+        tiny(tmp_path, arms=[{"method": "direct", "screens": ["refuse"]}])
+    with pytest.raises(
+        ValueError, match=r"screens = \['empty'\]: method=direct .* is listed twice, and has \[\] there"
+    ):
+        lower(tiny(tmp_path, arms=[{"method": "direct"}, {"method": "direct", "screens": ["empty"]}]))
+
+
 def test_an_arm_named_twice_is_one_arm(tmp_path: Path) -> None:
     twice = lower(tiny(tmp_path, arms=[{"method": "direct"}, {"method": ["direct"]}]))
     assert twice.report.key == lower(tiny(tmp_path)).report.key
