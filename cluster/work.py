@@ -253,6 +253,7 @@ class Work:
             if not entered:
                 raise StoppedError
             self._up[who] = needs
+            self.schedule.changed.notify_all()  # one less waits: somebody else may come up beside it
         try:
             yield
         finally:
@@ -278,9 +279,12 @@ class Work:
 
     @contextmanager
     def cancelled_by(self, who: str, cancel: Callable[[], None]) -> Iterator[None]:
-        """While inside, `stop` calls `cancel`: it must make the block end soon."""
+        """While inside, `stop` calls `cancel`: it must make the block end soon. Raises StoppedError when the run stops
+        already."""
         self._cancels[who] = cancel
         try:
+            if self.stopping:
+                raise StoppedError
             yield
         finally:
             self._cancels.pop(who, None)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,16 @@ def weights_sha256(folder: Path) -> str:
     """Hash of a model folder's safetensors files (names and contents)."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        there = path.stat()
+        digest.update(f"{path.name} {_file_sha256(path, there.st_size, there.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of the file as it was then: every adapter of a base asks for the base's, and that may be 100 GB."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_base(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -60,8 +68,8 @@ def check_base(folder: Path) -> dict[str, tuple[int, ...]]:
 def read_adapter(name: str, folder: Path, base: Path) -> Adapter:
     """Read and check one adapter against its base.
 
-    Raises ValueError, naming the adapter: no adapter there, pickled files, an unsupported kind, another base, keys or
-    shapes that the base has not, a B of zeros (it would change nothing).
+    Raises ValueError, naming the adapter: no adapter there, pickled files, an unsupported kind, a rank that vLLM does
+    not take, another base, keys or shapes that the base has not, a B of zeros (it would change nothing).
     """
     try:
         base_shapes = check_base(base)
@@ -118,6 +126,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             "rank_pattern and alpha_pattern are not served: vLLM applies one rank and alpha to all modules"
         )
+    if int(config["r"]) > RANKS[-1]:
+        raise ValueError(f"rank {config['r']} is over vLLM's greatest, {RANKS[-1]}: train it with a lower one")
     return config
 
 

@@ -80,14 +80,15 @@ class Students:
         )
 
     def start(self, application: Any) -> None:
-        """Deploy, and wait until a replica has proved what it serves. Raises ValueError or EngineFailed."""
+        """Deploy, and wait until a replica has proved what it serves. Raises ValueError, EngineFailed or
+        EngineLost."""
         from ray import serve
 
         try:
             self.handle = serve.run(application, name=self.app_name, route_prefix=None)
         except RuntimeError as error:
             raise EngineFailed(f"the engine does not start: {_reason(self.app_name, error)}") from None
-        self.ready = self.handle.ready.remote().result()
+        self.ready = patiently(lambda left_s: self.handle.ready.remote().result(timeout_s=left_s), "they started")
         if refusal := self.ready["refusal"]:
             raise ValueError(refusal)
 
@@ -130,7 +131,8 @@ def start_engine(
 
     Ray must be initialised. Raises ValueError, naming field and remedy, for a missing key, a bad base, an adapter that
     does not fit or changes nothing, a template that renders otherwise than at training, an engine that its options
-    cannot start; EngineFailed, with the engine's own reason, when it could not be started otherwise.
+    cannot start; EngineFailed, with the engine's own reason, when it could not be started otherwise, and EngineLost
+    when it dies as soon as it is up.
     """
     import ray
     from ray import serve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -75,7 +75,7 @@ def generate_all(
     workers = -(-in_flight // chunk)
 
     def ask(chunk: list[StudentRequest]) -> list[Completion | Unanswered]:
-        theirs = {r.student: adapters[r.student] for r in chunk if r.student in adapters}
+        theirs = _needed(chunk, adapters)
         ids = ", ".join(request.id for request in chunk[:5])
         return patiently(
             lambda left_s: handle.generate.remote(chunk, theirs).result(timeout_s=left_s),
@@ -100,6 +100,16 @@ def generate_all(
                 yield from future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _needed(chunk: Sequence[StudentRequest], adapters: Mapping[str, str]) -> dict[str, str]:
+    """The adapters that a replica must have before it answers `chunk`.
+
+    With the first of them the base answers through the zero adapter, which it must do where others may be answered
+    beside it (see `adapters.write_zero_adapter`): a chunk of the base's alone takes any one along.
+    """
+    asked = {request.student for request in chunk}
+    return {name: adapters[name] for name in asked & adapters.keys() or list(adapters)[:1]}
 
 
 def patiently(

@@ -96,14 +96,23 @@ class StudentEngine:
             for name, folder in adapters.items():
                 try:
                     await self._add(name, folder)
-                    (change,) = (await changes_made(self.students, [name], self._logprobs)).values()
-                    check_alive(name, change)
-                    said[name] = change
+                    said[name] = await self._change(name)
                 except ValueError as error:  # this adapter's own fault: the others are loaded all the same
                     said[name] = str(error)
                     if name in self.loras.requests:
                         await self.loras.remove(name)
         return said
+
+    async def _change(self, name: str) -> float:
+        """How much a loaded adapter changes. Raises ValueError where it is nothing."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            (change,) = (await changes_made(self.students, [name], self._logprobs)).values()
+        except EngineDeadError:
+            os._exit(ENGINE_DIED)
+        check_alive(name, change)
+        return change
 
     async def _add(self, name: str, folder: str) -> None:
         """Load one adapter that is not loaded yet. Raises ValueError, naming it."""
@@ -113,7 +122,8 @@ class StudentEngine:
             return
         if len(self.loras.requests) > len(self.students.adapters) + self.students.later:  # the zero adapter is another
             raise ValueError(f"adapter {name!r}: later = {self.students.later}, and so many are loaded")
-        adapter = read_adapter(name, Path(folder), Path(self.students.base))
+        # In a thread: it may hash the base's weights, and Serve takes a replica that is silent for dead.
+        adapter = await asyncio.to_thread(read_adapter, name, Path(folder), Path(self.students.base))
         try:
             await self.loras.add([adapter])
         except EngineDeadError:

@@ -2,13 +2,15 @@
 
 An engine comes up when no more of its students can come (their checkpoints are made, or have failed), when this run
 could do nothing else, or when it takes room from nobody: beside a training that goes on, it answers for the students
-that are there, and for the others as they come. Students are taken apart where one is at fault: the others answer.
+that are there, and for the others as they come. One that does not start is tried once more, with all the room to
+itself. Students are taken apart where one is at fault: the others answer.
 
 What is judged is what is served: the engine, the template and the rendering are the endpoint's own (`serving`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,10 +22,11 @@ from cluster.progress import named
 from cluster.schedule import OPEN, Place, Schedule, State
 from cluster.steps.student_jobs import Job, already_whole, prepared, student_of
 from cluster.weights import DTYPES, Weights
-from cluster.work import Needs, Work
+from cluster.work import Needs, StoppedError, Work
 from empathy.specs import Lora
 from empathy.stages import Stage
 from empathy.words import counted
+from serving.adapters import RANKS
 from serving.app import EngineLost, Resources, Students, StudentSet, start_engine
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1024
 """Students of one engine."""
+ALL_ROOM = Needs(math.inf, math.inf)
+"""Who needs this is let in alone, and lets nobody in."""
 ENGINE_GONE = (
     "the engine's process is gone: killed, crashed, or its machine was lost; another one starts, and what was not "
     "answered is asked again"
@@ -64,12 +69,15 @@ def loop(places: Sequence[Place], work: Work, context: Context) -> None:
     """Make student `replies`, one engine after another, until none can come any more."""
     engine = context.profile.engine
     needs = Needs(engine.replicas, engine.replicas * engine.gpus)
-    may_be_early = set(places)
+    may_be_early, refused = set(places), set[Place]()
     while place := _next_engine(places, work, needs, may_be_early):
-        with work.room("generating", needs):
-            early = _due(places, work.schedule) != place
-            _serve(place, [p for p in places if p != place], work, context.profile, early)
-        may_be_early.discard(place)  # it had to go, or did not start: it waits for the rest of its students
+        with work.room("generating", ALL_ROOM if place in refused else needs):
+            engine = _Engine(place, work, context.profile, is_last_try=place in refused)
+            _serve(engine, place, [p for p in places if p != place], work)
+        if engine.was_tried:  # it had to go, or did not start: it waits for the rest of its students
+            may_be_early.discard(place)
+        if engine.is_put_off:
+            refused.add(place)
 
 
 def _next_engine(places: Sequence[Place], work: Work, needs: Needs, may_be_early: set[Place]) -> Place | None:
@@ -105,7 +113,7 @@ def _early(places: Sequence[Place], work: Work, needs: Needs) -> Place | None:
 # ---------------------------------------------------------------- one engine
 
 
-def _serve(place: Place, others: Sequence[Place], work: Work, profile: Profile, early: bool) -> None:
+def _serve(engine: _Engine, place: Place, others: Sequence[Place], work: Work) -> None:
     """Answer for what is ready at `place`, and for what becomes ready while nobody needs the room and none of the
     `others` is due."""
 
@@ -113,7 +121,7 @@ def _serve(place: Place, others: Sequence[Place], work: Work, profile: Profile, 
         coming = work.schedule.count((State.WAITING, State.READY), place)
         return coming > 0 and not work.crowded and _due(others, work.schedule) is None
 
-    with _Engine(place, work, profile, early) as engine:
+    with engine:
         batch = work.take(place, AT_ONCE)
         while batch:
             work.make(batch, engine.make)
@@ -123,11 +131,13 @@ def _serve(place: Place, others: Sequence[Place], work: Work, profile: Profile, 
 class _Engine:
     """One base's, started for the first students that need it. A context manager: it ends with the block.
 
-    `early`: some of its students are still to come. Where it does not start, it is tried again when they are there.
+    `is_last_try`: where it does not start, its students fail; else they wait for the next.
     """
 
-    def __init__(self, place: Place, work: Work, profile: Profile, early: bool):
-        self._place, self._work, self._profile, self._early = place, work, profile, early
+    def __init__(self, place: Place, work: Work, profile: Profile, is_last_try: bool):
+        self._place, self._work, self._profile, self._is_last_try = place, work, profile, is_last_try
+        self.was_tried = False
+        """Whether it came up, or was to."""
         self._stack = ExitStack()
         self._students: Students | None = None
         self._refused: Exception | None = None
@@ -148,8 +158,13 @@ class _Engine:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is full, or did not start and will be tried again."""
-        return not self.room or (self._refused is not None and self._early)
+        """Whether it is full, or put off."""
+        return not self.room or self.is_put_off
+
+    @property
+    def is_put_off(self) -> bool:
+        """Whether it did not start and is to be tried again."""
+        return self._refused is not None and not self._is_last_try
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Make student `replies`; each is committed when its last part is written.
@@ -164,7 +179,7 @@ class _Engine:
             self._start(jobs)
         if self._refused is not None:  # it cannot start here: not for one of them alone either
             for job in jobs:
-                if self._early:
+                if self.is_put_off:
                     self._work.back(job.stage)
                 else:
                     self._work.failed(job.stage, self._refused)
@@ -178,7 +193,7 @@ class _Engine:
 
     def _start(self, jobs: Sequence[Job]) -> None:
         stages, weights = self._work.schedule.at(self._place, OPEN), jobs[0].weights
-        ranks = [lora.rank for stage in stages if (lora := _adapter_of(stage))]
+        ranks = [lora.rank for stage in stages if (lora := _adapter_of(stage)) and lora.rank <= RANKS[-1]]
         base = Weights(weights.base_key[:16], weights.base_key, weights.base, weights.template)
         self._work.progress.say(
             f"generating: an engine (vLLM) for {counted(len(stages), 'student')} coming up (a minute or more); "
@@ -186,14 +201,17 @@ class _Engine:
         )
         students = student_set([base], self._profile.engine, student_of(jobs[0].stage).precision, [base.name])
         students = replace(students, later=min(AT_ONCE, len(ranks)), later_rank=max(ranks, default=0))
+        self.was_tried = True
         try:
             self._students = start_engine(students, resources=resources(self._profile.engine))
         except ValueError as error:
-            self._refused, self._early = error, False  # it would be refused later, too
+            self._refused, self._is_last_try = error, True  # it would be refused again
             return
         except RuntimeError as error:
+            if self._work.stopping:  # that is why
+                raise StoppedError from error
             self._refused = ValueError(str(error))
-            if self._early:
+            if not self._is_last_try:
                 self._tell_later()
             return
         self._stack.enter_context(self._students)
@@ -227,11 +245,13 @@ class _Engine:
 
     def _tell_later(self) -> None:
         self._work.progress.say(
-            f"generating: the engine did not start beside the training ({self._refused}); it is tried again when the "
-            "last of its students is trained"
+            f"generating: the engine did not start ({self._refused}); it is tried once more when the last of its "
+            "students is trained, and nothing else is up"
         )
 
     def _lost(self) -> None:
+        if self._work.stopping:  # we have ended it: nobody is to ask the next
+            raise StoppedError
         self._work.progress.lost("generating", ENGINE_GONE)
 
 

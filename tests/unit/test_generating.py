@@ -108,7 +108,10 @@ def tuned(work: Work, max_tokens: int, name: str) -> Job:
 
 
 def test_a_refused_student_fails_alone_and_a_loaded_one_is_not_loaded_again(work: Work) -> None:
-    engine, taken = _Engine(PLACE, work, Profile(), early=False), Taken({"one": 0.5, "two": "adapter 'two' is dead"})
+    engine, taken = (
+        _Engine(PLACE, work, Profile(), is_last_try=True),
+        Taken({"one": 0.5, "two": "adapter 'two' is dead"}),
+    )
     jobs = [tuned(work, 8, "one"), tuned(work, 9, "two")]
     assert engine._loaded(jobs, taken) == jobs[:1]  # type: ignore[arg-type]
     assert [work.schedule.state(j.stage) for j in jobs] == [State.RUNNING, State.FAILED]
@@ -117,15 +120,15 @@ def test_a_refused_student_fails_alone_and_a_loaded_one_is_not_loaded_again(work
 
 
 @pytest.mark.parametrize(
-    ("error", "early", "state", "over"),
+    ("error", "last_try", "state", "put_off"),
     [
-        (EngineFailed("too little memory"), True, State.READY, True),  # the training gives its own back
-        (EngineFailed("too little memory"), False, State.FAILED, False),
-        (ValueError("heads of 24 numbers"), True, State.FAILED, False),  # so it would be later
+        (EngineFailed("too little memory"), False, State.READY, True),  # whoever is up gives its own back
+        (EngineFailed("too little memory"), True, State.FAILED, False),
+        (ValueError("heads of 24 numbers"), False, State.FAILED, False),  # so it would be later
     ],
 )
-def test_an_engine_that_does_not_start_beside_a_training_is_tried_again(
-    work: Work, monkeypatch: pytest.MonkeyPatch, error: Exception, early: bool, state: State, over: bool
+def test_an_engine_that_does_not_start_is_tried_again(
+    work: Work, monkeypatch: pytest.MonkeyPatch, error: Exception, last_try: bool, state: State, put_off: bool
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise error
@@ -136,9 +139,9 @@ def test_an_engine_that_does_not_start_beside_a_training_is_tried_again(
     )
     monkeypatch.setattr(Weights, "max_model_len", lambda self, at_most: at_most)
     stages = work.schedule.at(PLACE, [State.RUNNING])
-    with _Engine(PLACE, work, Profile(), early) as engine:
+    with _Engine(PLACE, work, Profile(), last_try) as engine:
         engine.make(stages)
-        assert engine.is_over is over
+        assert engine.is_over is engine.is_put_off is put_off
     assert [work.schedule.state(stage) for stage in stages] == [state, state]
 
 
