@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3600"
+os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}
 """Of this process: a request on its way while a test ends its Ray is tried again for so long, and then Ray ends the
 process, without a word and with status 1. After Ray's 60 s that is in the middle of some other test. Commands that are
 tested have Ray's own value (`tests.cluster.FOREIGN`)."""
