@@ -67,8 +67,8 @@ def resources(engine: Engine) -> Resources:
 
 def loop(places: Sequence[Place], work: Work, context: Context) -> None:
     """Make student `replies`, one engine after another, until none can come any more."""
-    engine = context.profile.engine
-    needs = Needs(engine.replicas, engine.replicas * engine.gpus)
+    replicas, gpus = context.profile.engine.replicas, context.profile.engine.gpus
+    needs = Needs(replicas, replicas * gpus)
     may_be_early, refused = set(places), set[Place]()
     while place := _next_engine(places, work, needs, may_be_early):
         with work.room("generating", ALL_ROOM if place in refused else needs):
