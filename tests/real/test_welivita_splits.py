@@ -94,7 +94,9 @@ def test_the_screens_of_the_papers_grid_drop_no_recorded_reply_that_is_learned(
     store: Store, paper: Stage, responder: str
 ) -> None:
     learned, (_, sft, dpo) = recorded(store, paper, responder), GOOD_SFT_DPO[responder]
-    names = experiment.load(Path(__file__).parents[2] / "jobs" / "experiments" / "paper.toml").data.screens
+    x = experiment.load(Path(__file__).parents[2] / "jobs" / "experiments" / "paper.toml")
+    (names,) = [arms.screens for arms in x.arms if responder in arms.teacher]
+    assert names
     for objective, rows in (("sft", 2 * sft), ("dpo", dpo)):
         spec = ExamplesSpec(method=Direct(), objective=objective, screens=names)  # type: ignore[arg-type]
         stage = make(store, Stage(spec, {"dialogues": paper, "replies": learned}))
