@@ -107,6 +107,8 @@ def ray_session(profile: Profile, say: Say = lambda line: None) -> Iterator[None
     """Ray is up inside: the first thread that comes in starts it, the last that goes out ends it. A Ray that somebody
     else started in this process is left alone. RAY_ADDRESS (set in a submitted job) wins over the profile's address.
     `say` hears of tries in vain; raises RayDownError after the last."""
+    # Read when Ray is imported. Else a thread that still asks Ray something after its end starts another one.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     global _inside

@@ -44,6 +44,21 @@ def test_an_adapter_with_other_keys_is_refused(students: StudentSet, copied: Pat
         read_adapter("odd", copied, Path(students.base))
 
 
+def test_a_rank_that_vllm_does_not_take_is_refused(students: StudentSet, copied: Path) -> None:
+    config = json.loads((copied / "adapter_config.json").read_text())
+    (copied / "adapter_config.json").write_text(json.dumps(config | {"r": 513}))
+    with pytest.raises(ValueError, match=r"adapter 'wide'.*rank 513 is over vLLM's greatest, 512: train it with a low"):
+        read_adapter("wide", copied, Path(students.base))
+
+
+def test_a_base_that_has_changed_is_hashed_again(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    before = weights_sha256(tmp_path)
+    file.write_bytes(b"three")
+    assert weights_sha256(tmp_path) != before
+
+
 def test_an_adapter_of_another_base_is_refused(students: StudentSet, copied: Path) -> None:
     (copied / "base.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
     with pytest.raises(ValueError, match=r"adapter 'stray'.*trained on a base with weights 000000000000"):

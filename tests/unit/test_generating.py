@@ -24,7 +24,7 @@ from empathy.store import FencedError, Store
 from empathy.train.bench import Bench
 from empathy.train.group import Group
 from empathy.train.placement import Placement
-from serving.bulk import Completion
+from serving.bulk import Completion, StudentRequest, _needed
 from serving.diagnosis import EngineFailed
 
 PLACE = Place("generating")
@@ -117,6 +117,22 @@ def test_a_refused_student_fails_alone_and_a_loaded_one_is_not_loaded_again(work
     assert [work.schedule.state(j.stage) for j in jobs] == [State.RUNNING, State.FAILED]
     assert engine._loaded(jobs[:1], taken) == jobs[:1]  # type: ignore[arg-type]
     assert taken.asked == [{"one": "adapters/one", "two": "adapters/two"}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (["s2", "s1", "s2"], {"s1": "f1", "s2": "f2"}),
+        (["base", "s2"], {"s2": "f2"}),
+        (["base", "base"], {"s1": "f1"}),  # else a new replica would answer it bare, beside others' adapters
+    ],
+)
+def test_a_chunk_travels_with_the_adapters_that_a_new_replica_needs_for_it(
+    asked: list[str], taken: dict[str, str]
+) -> None:
+    chunk = [StudentRequest(str(k), name, [1], 8) for k, name in enumerate(asked)]
+    assert _needed(chunk, {"s1": "f1", "s2": "f2"}) == taken
+    assert _needed(chunk, {}) == {}
 
 
 @pytest.mark.parametrize(
