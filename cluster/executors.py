@@ -8,6 +8,7 @@ tells what became of it (`cluster.work`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from cluster.estimate import Sort
@@ -64,7 +65,10 @@ def _here(places: Sequence[Place], work: Work, context: Context) -> None:
 
     def make(stages: Sequence[Stage]) -> None:
         for stage in stages:
-            here.make(stage, context.store, context.profile, context.progress.units)
+            # One CPU: what Ray shards goes on with as few, and with none it would wait for lanes that wait for it.
+            sharded = here.is_sharded(stage, context.store, context.profile)
+            with work.room("here", Needs(cpus=1)) if sharded else nullcontext():
+                here.make(stage, context.store, context.profile, context.progress.units)
 
     while batch := work.next(places, at_most=1):
         work.make(batch, make)

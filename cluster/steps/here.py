@@ -22,10 +22,15 @@ def takes(stage: Stage) -> bool:
     return stage.kind in ("dialogues", "examples", "report")
 
 
+def is_sharded(stage: Stage, store: Store, profile: Profile) -> bool:
+    """Whether Ray makes it: on CPUs of the cluster, and not in this process."""
+    return stage.kind == "examples" and store.get(stage.inputs["dialogues"]).rows > profile.assemble.ray_above_rows
+
+
 def make(stage: Stage, store: Store, profile: Profile = DEFAULT, tell: Tell = lambda stage, done, of: None) -> None:
     """Make and commit one stage."""
     assert takes(stage), f"{stage!r} is not made here"
-    if stage.kind == "examples" and store.get(stage.inputs["dialogues"]).rows > profile.assemble.ray_above_rows:
+    if is_sharded(stage, store, profile):
         from cluster.steps import assembling
 
         assembling.make(stage, store, profile, tell)

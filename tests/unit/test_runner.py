@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import runner
+from cluster import executors, runner
 from cluster.executors import Context, Lane, sort_of
 from cluster.lease import Lease, is_free, try_lease
 from cluster.profile import Profile
@@ -317,6 +317,24 @@ def test_room_is_shared_and_whoever_is_alone_is_let_in(store: Store) -> None:
     work.stop()
     with pytest.raises(StoppedError), work.room("late", Needs(1)):
         pass
+
+
+def test_examples_that_ray_shards_wait_for_a_cpu_so_that_whoever_is_idle_goes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group that waits for these very examples may hold every CPU."""
+    examples = stage("examples")
+    monkeypatch.setattr(executors.here, "is_sharded", lambda *_: True)
+    monkeypatch.setattr(executors.here, "make", lambda stage, store, *_: commit(store, stage))
+    work = Work(Schedule([examples], lambda s: Place("here")), store, Progress(out=lambda line: None), lambda: Needs(2))
+    thread = work.thread("here", lambda: executors._here([Place("here")], work, context(store)))
+    with work.room("training", Needs(2)):
+        thread.start()
+        assert work.wait(lambda: work.crowded, 20)
+        assert not store.done(examples)
+    thread.join(20)
+    assert store.done(examples)
+    work.release_all()
 
 
 # ---------------------------------------------------------------- the engine's rule
