@@ -61,7 +61,10 @@ async def changes_made(
 def check_alive(name: str, change: float) -> None:
     """Raises ValueError when the adapter changes nothing."""
     if change <= ALIVE_TOLERANCE:
-        raise ValueError(f"adapter {name!r} changes nothing: its log-probabilities are those of the base")
+        raise ValueError(
+            f"adapter {name!r} changes nothing: its log-probabilities are those of the base; train it longer, or "
+            "with a higher learning_rate"
+        )
 
 
 def _difference(base: list[tuple[int, float]], tuned: list[tuple[int, float]]) -> float:
