@@ -29,7 +29,7 @@ def unmet_needs() -> dict[str, str]:
     elif not any(distributions(name="vllm")):
         unmet["gpu"] = "there is a GPU, and the CPU build of vLLM is installed"
     data = os.environ.get("EMPATHY_DATA")
-    if data is None:
+    if not data:
         unmet["real"] = "EMPATHY_DATA is unset (the folder of the published data sets)"
     elif not Path(data).is_dir():
         # A typo must not turn into a green run that read nothing.
