@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +34,8 @@ __all__ = [
     "generate_all",
     "start_engine",
 ]  # fmt: skip
+
+STARTING_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Students:
         self.ready: dict[str, Any] = {}
         self.url: str | None = None
         self._server: Server | None = None
+        self._stopped = threading.Event()
         self._owned = owners.own(app_name)
 
     def generate(self, requests: Any, **options: Any) -> Any:
@@ -84,13 +88,29 @@ class Students:
         EngineLost."""
         from ray import serve
 
+        target = serve.RunTarget(application, self.app_name, route_prefix=None)
         try:
-            self.handle = serve.run(application, name=self.app_name, route_prefix=None)
+            (self.handle,) = serve.run_many([target], wait_for_applications_running=False)
+            self._wait_until_running()
         except RuntimeError as error:
             raise EngineFailed(f"the engine does not start: {_reason(self.app_name, error)}") from None
         self.ready = patiently(lambda left_s: self.handle.ready.remote().result(timeout_s=left_s), "they started")
         if refusal := self.ready["refusal"]:
             raise ValueError(refusal)
+
+    def _wait_until_running(self) -> None:
+        """As `serve.run` does, but no longer than until `stop`: a thread that asks Ray after the end of a session ends
+        the process (exit code 1, without a word). Raises RuntimeError."""
+        from ray import serve
+        from ray.serve.schema import ApplicationStatus
+
+        while not self._stopped.wait(STARTING_LOOK_S):
+            application = serve.status().applications.get(self.app_name)
+            if application is not None and application.status == ApplicationStatus.RUNNING:
+                return
+            if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
+                raise RuntimeError(f"deploying application {self.app_name} failed: {application.message}")
+        raise RuntimeError("it was ended while it started")
 
     def open(self, students: StudentSet, http: HttpOptions, key: str) -> None:
         backend = HandleBackend(self.handle, students.names, http.request_timeout_s)
@@ -109,6 +129,7 @@ class Students:
 
         from serving import owners
 
+        self._stopped.set()
         if self._server is not None:
             self._server.stop()
         if ray.is_initialized():  # else we have left the cluster, and what was ours goes by itself
@@ -125,9 +146,14 @@ class Students:
 
 
 def start_engine(
-    students: StudentSet, *, http: HttpOptions | None = None, resources: Resources = Resources()
+    students: StudentSet,
+    *,
+    http: HttpOptions | None = None,
+    resources: Resources = Resources(),
+    begun: Callable[[Students], object] = lambda running: None,
 ) -> Students:
-    """Start the engine; with `http`, open the endpoint too.
+    """Start the engine; with `http`, open the endpoint too. `begun` is given the Students before they are up: another
+    thread may `stop` them meanwhile.
 
     Ray must be initialised. Raises ValueError, naming field and remedy, for a missing key, a bad base, an adapter that
     does not fit or changes nothing, a template that renders otherwise than at training, an engine that its options
@@ -146,6 +172,7 @@ def start_engine(
     name = f"students-{students.digest}-{secrets.token_hex(4)}"
     running = Students(name, 2 * students.max_num_seqs * resources.replicas)
     try:
+        begun(running)
         running.start(_deployment(students, resources, http).bind(students, max(1, int(resources.num_cpus))))
         if http:
             running.open(students, http, key)

@@ -203,7 +203,7 @@ class _Engine:
         students = replace(students, later=min(AT_ONCE, len(ranks)), later_rank=max(ranks, default=0))
         self.was_tried = True
         try:
-            self._students = start_engine(students, resources=resources(self._profile.engine))
+            self._students = start_engine(students, resources=resources(self._profile.engine), begun=self._may_end)
         except ValueError as error:
             self._refused, self._is_last_try = error, True  # it would be refused again
             return
@@ -215,7 +215,9 @@ class _Engine:
                 self._tell_later()
             return
         self._stack.enter_context(self._students)
-        self._stack.enter_context(self._work.cancelled_by("generating", self._students.stop))
+
+    def _may_end(self, students: Students) -> None:
+        self._stack.enter_context(self._work.cancelled_by("generating", students.stop))
 
     def _loaded(self, jobs: Sequence[Job], students: Students) -> list[Job]:
         """The jobs of students that the engine takes; the others have failed."""
