@@ -40,7 +40,8 @@ class Lora(Part):
     some."""
 
     type: Literal["lora"] = "lora"
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=512)
+    """At most what vLLM serves (`serving.adapters.RANKS`)."""
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from serving.adapters import read_adapter, weights_sha256
+from empathy.specs import Lora
+from serving.adapters import RANKS, read_adapter, weights_sha256
 from serving.students import PROBES, StudentSet, renderer, rendering_sha256
 from tests.tiny import TEMPLATE, tiny_adapter, tiny_set
 
@@ -114,3 +115,9 @@ def test_a_base_without_a_name_is_no_model(students: StudentSet) -> None:
         unnamed.check_name("base")
     with pytest.raises(ValueError, match="nothing is served"):
         StudentSet(students.base, TEMPLATE, base_name=None)
+
+
+def test_the_widest_adapter_that_may_be_trained_is_the_widest_that_is_served() -> None:
+    assert Lora(rank=RANKS[-1]).rank == 512
+    with pytest.raises(ValueError, match="less than or equal to 512"):
+        Lora(rank=RANKS[-1] + 1)
