@@ -26,7 +26,6 @@ from cluster.work import Needs, StoppedError, Work
 from empathy.specs import Lora
 from empathy.stages import Stage
 from empathy.words import counted
-from serving.adapters import RANKS
 from serving.app import EngineLost, Resources, Students, StudentSet, start_engine
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class _Engine:
 
     def _start(self, jobs: Sequence[Job]) -> None:
         stages, weights = self._work.schedule.at(self._place, OPEN), jobs[0].weights
-        ranks = [lora.rank for stage in stages if (lora := _adapter_of(stage)) and lora.rank <= RANKS[-1]]
+        ranks = [lora.rank for stage in stages if (lora := _adapter_of(stage))]
         base = Weights(weights.base_key[:16], weights.base_key, weights.base, weights.template)
         self._work.progress.say(
             f"generating: an engine (vLLM) for {counted(len(stages), 'student')} coming up (a minute or more); "
