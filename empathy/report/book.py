@@ -174,7 +174,7 @@ class Book:
         """SFT lowers the held-out NLL of what it learned; DPO raises preference accuracy over its starting point."""
         lower = [self._check(e, "lowers held-out NLL per token against", -1) for e in self.of("nll_difference")]
         raised = [
-            self._check(e, f"raises held-out preference accuracy ({kind}) over", +1)
+            self._check(e, f"raises held-out preference accuracy ({kind.replace('_', ' ')}) over", +1)
             for kind in ("summed", "per_token", "over_base")
             for e in self.of(f"preference_accuracy_gain_{kind}")
         ]

@@ -139,6 +139,7 @@ def _panel(axis: Any, panel: str, bars: Sequence[Bar], label: str, top: float | 
     axis.set_ylim(0, top)
     axis.set_xlim(-0.6, len(groups) - 0.4)
     axis.set_xticks(range(len(groups)), [textwrap.fill(g, 15) for g in groups], fontsize=8)
+    axis.set_xlabel("taught by", fontsize=8)
     axis.set_ylabel(label)
     axis.set_title(panel, loc="left", fontsize=9, fontweight="bold")
     axis.spines[["top", "right"]].set_visible(False)

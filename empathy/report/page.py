@@ -9,7 +9,7 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from empathy.columns import to_table
 from empathy.records import Estimate
 from empathy.report import book as words
 from empathy.report import drops
-from empathy.report.book import Book, opponent_kind
+from empathy.report.book import Book, Check, opponent_kind
 from empathy.report.plots import figures
 from empathy.stages import Stage, walk
 from empathy.stats.clustered import Interval
@@ -34,7 +34,7 @@ MANY = 40
 PACKED_FROM_BYTES = 500_000
 FEW_CLUSTERS = 20
 TEXT_COLUMNS = (
-    ("words", "words", 1, 1),
+    ("words", "words a reply", 1, 1),
     ("words_judged", "words as judged", 1, 1),
     ("distinct_1_corpus", "Distinct-1 corpus", 1, 3),
     ("distinct_2_corpus", "Distinct-2 corpus", 1, 3),
@@ -135,7 +135,8 @@ def _tables(book: Book, content: Mapping[str, Any], screened: Mapping[str, tuple
             fewer[row["opponent"]] = sorted({*fewer.get(row["opponent"], []), row["dialogues"]})
     clusters = content["split"]["groups"]
     return {
-        "checks": book.checks(),
+        "checks": (checks := book.checks()),
+        "claims": _claims(checks),
         "families": _families(book),
         "several_judges": len({m.judge for m in book.matches}) > 1,
         "overviews": _overviews(book),
@@ -158,6 +159,12 @@ def _mean(r: Mapping[str, Any]) -> Interval:
     return Interval(r["mean"], r["low"], r["high"], None, r["replies"] - r["unrated"], r["clusters"])
 
 
+def _claims(checks: Sequence[Check]) -> str:
+    """ "16 claims: 4 hold, 8 are open, 4 do not hold"."""
+    held, still, failed = (sum(c.holds is x for c in checks) for x in (True, None, False))
+    return f"{len(checks)} claims: {held} hold, {still} are open, {failed} do not hold"
+
+
 def _families(book: Book) -> list[tuple[str, list[dict[str, Any]]]]:
     """Contrasts by family, under what the arms of a family share: whom both are compared with, and the judge."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -171,10 +178,9 @@ def _families(book: Book) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _overviews(book: Book) -> list[dict[str, Any]]:
-    """A table a judge with a row an arm and its win rates in columns; for grids whose every match is too much to read
-    at once."""
+    """A table a judge with a row an arm and its win rates in columns: the answer, before the tables it is from."""
     found = []
-    for judge in dict.fromkeys(m.judge for m in book.matches) if len(book.matches) > MANY else ():
+    for judge in dict.fromkeys(m.judge for m in book.matches):
         rows = [e for e in book.of("win_rate") if e.judge == judge and not e.arm.startswith("base")]
         kinds = list(dict.fromkeys(opponent_kind(str(e.opponent)) for e in rows))
         cells = {(e.arm, opponent_kind(str(e.opponent))): e for e in rows}

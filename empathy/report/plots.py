@@ -8,6 +8,8 @@ from empathy.records import Estimate
 from empathy.report.book import Book, opponent_kind
 from empathy.report.figures import Bar, Figure, draw
 
+_READ = "Lines are 95 % intervals over clusters; bars of a group stand in the legend's order, also where one is 0."
+
 
 def figures(book: Book) -> Iterator[Figure]:
     """Win rates, held-out NLL, preference accuracy; one without any estimate is left out."""
@@ -15,7 +17,7 @@ def figures(book: Book) -> Iterator[Figure]:
         yield draw(
             "win_rate",
             "Win rate of each arm",
-            "Wins and half the ties, in percent of readable verdicts, with 95 % intervals over clusters. "
+            f"Wins and half the ties, in percent of readable verdicts. {_READ} "
             "Above the dashed line the arm wins more often than its opponent.",
             bars,
             "win rate, %",
@@ -27,17 +29,20 @@ def figures(book: Book) -> Iterator[Figure]:
             "nll_per_token",
             "Negative log-likelihood of held-out replies",
             "Nats per token of the replies that the arm was taught, on dialogues it never saw; lower is likelier. "
-            "Compare within a student: tokens differ between students.",
+            f"{_READ} Compare within a student: tokens differ between students.",
             bars,
             "nats per token",
         )
     for kind, text in {
-        "summed": "Share of held-out pairs whose chosen reply has the higher log-probability, summed over tokens.",
-        "over_base": "Share of held-out pairs whose chosen reply gained more log-probability over the base.",
+        "summed": "Share of held-out pairs whose chosen reply has the higher log-probability, summed over tokens: a "
+        "shorter reply has the advantage, and chosen replies are often the longer ones.",
+        "over_base": "Share of held-out pairs whose chosen reply gained more log-probability over the base than the "
+        "rejected one did.",
     }.items():
         if bars := list(_scores(book, f"preference_accuracy_{kind}", 100)):
-            title = f"Preference accuracy on held-out pairs ({kind})"
-            yield draw(f"preference_accuracy_{kind}", title, text, bars, "pairs, %", top=100, line=50)
+            title = f"Preference accuracy on held-out pairs ({kind.replace('_', ' ')})"
+            text = f"{text} {_READ} The dashed line is chance."
+            yield draw(f"preference_accuracy_{kind}", title, text, bars, "pairs that are right, %", top=100, line=50)
 
 
 def _bar(e: Estimate, panel: str, group: str, series: str, scale: float) -> Bar | None:

@@ -246,7 +246,7 @@ def test_checks_say_what_training_did(book: Book) -> None:
     assert summed.detail.startswith("+75.0 points [")
     assert summed.detail.endswith("], from 25.0 %")
     # all 24 pairs were right before DPO: nothing was left to raise
-    assert by_arm["sft+dpo direct raises held-out preference accuracy (over_base) over sft direct"] is None
+    assert by_arm["sft+dpo direct raises held-out preference accuracy (over base) over sft direct"] is None
 
 
 def test_contrast_of_two_arms_is_paired(book: Book) -> None:
@@ -367,6 +367,19 @@ def test_page_says_what_it_must(page: Path, world: World) -> None:
     assert '<td>start: first DPO loss</td><td class="n">2</td><td>0.6931</td>' in text, "of both checkpoints"
     assert "do not measure empathy" in text
     assert text.count('class="case"') == 5
+
+
+def test_the_answer_comes_first(page: Path, book: Book) -> None:
+    text = page.read_text()
+    assert text.index(">against base<") < text.index('<figure id="win_rate">') < text.index("an opponent and a judge")
+    row = re.search(r'<td class="who">sft direct</td><td class="n">([\d.]+)', text[text.index(">against base<") :])
+    assert row is not None
+    assert float(row[1]) == pytest.approx(100 * book.get("a000", "win_rate", "base0", "rule-judge").value, abs=0.05)
+    assert text.index("Everything again") > text.index('<h2 id="artifacts">')
+    found = [c.holds for c in book.checks()]
+    held, still, failed = (found.count(x) for x in (True, None, False))
+    told = f"{len(found)} claims: {held} hold, {still} are open, {failed} do not hold"
+    assert f'<a href="#checks">{told}</a>' in text
 
 
 def test_a_real_judge_raises_no_banner(tmp_path: Path) -> None:
