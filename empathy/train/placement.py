@@ -13,7 +13,7 @@ class Placement:
     """workers: processes, one a GPU. micro_batch: how many examples (a DPO pair is one) a worker holds at once at
     most, None = its share. zero_stage: DeepSpeed ZeRO. save_every_steps, save_every_s: how often a resumable checkpoint
     goes to the store, None = not by that measure. threads: CPU threads a worker, None = its share of the machine.
-    share_prefixes: the rows of a micro-batch are read as trees, what they begin with once and padding never
+    share_prefixes: what rows of a micro-batch have in common is read once, and padding never
     (`empathy.train.sharing`; not under ZeRO-3).
     local_dir: scratch space, None = the system's. score_tokens: padded tokens in one batch of log-probabilities.
     timeout_s: how long a worker waits for the others before it gives up.

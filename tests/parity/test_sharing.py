@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,6 @@ CONFIGS: dict[str, Any] = {
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     ),
 }
-CHEAP_PAIRS = sharing.Cost(token=1.0, pair=1e-3)
 
 
 def model_of(config: Any) -> Any:
@@ -70,23 +70,37 @@ def padded(rows: Rows, left: bool = False) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(there)}
 
 
-def laid_out(rows: Rows, cost: sharing.Cost = CHEAP_PAIRS) -> sharing.Layout | None:
-    return sharing.lay_out(padded(rows)["input_ids"].numpy(), np.array([len(row) for row in rows]), cost)
+def laid_out(rows: Rows) -> sharing.Layout | None:
+    return sharing.lay_out(padded(rows)["input_ids"].numpy(), np.array([len(row) for row in rows]))
+
+
+@pytest.fixture(autouse=True)
+def free_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows here are of a few tokens: they would rarely be laid out."""
+    monkeypatch.setattr(sharing, "BRANCH_TOKENS", 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_each_token_sees_its_own_past_and_nothing_else(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "WORTH", float("inf"))
-    rows = drawn(seed, prompts=1 + seed % 6, replies=1 + seed % 4, trunk=seed % 5)
+def test_each_branch_goes_on_from_its_rows_own_past(seed: int) -> None:
+    rows = drawn(seed, prompts=1 + seed % 6, replies=2 + seed % 4, trunk=seed % 5)
     layout = laid_out(rows)
     assert layout is not None
-    T = layout.ids.shape[1]
-    for row, places in zip(rows, layout.place, strict=True):
-        for t, place in enumerate(places[: len(row)]):
-            r, q = divmod(int(place), T)
-            seen = np.flatnonzero(layout.mask[r, 0, q])
-            by_position = sorted(zip(layout.positions[r, seen].tolist(), layout.ids[r, seen].tolist(), strict=True))
-            assert by_position == list(enumerate(row[: t + 1]))
+    begin = np.cumsum([0, *(branch.tokens for branch in layout.branches)])
+    ids, positions = layout.ids[0].tolist(), layout.positions[0].tolist()
+    assert (
+        begin[-1] == len(ids) == len(positions) == len({tuple(row[: t + 1]) for row in rows for t in range(len(row))})
+    )
+    owners = {int(places[len(row) - 1]): row for row, places in zip(rows, layout.place, strict=True)}
+    for n, branch in enumerate(layout.branches):
+        end = int(begin[n + 1])
+        past = [int(begin[m]) + k for m, count in branch.past for k in range(count)]
+        seen = past + list(range(int(begin[n]), end))
+        assert all(place < begin[n] for place in past)
+        assert [positions[k] for k in seen] == list(range(len(seen)))
+        assert [ids[k] for k in seen] == owners[end - 1]
+    for row, places in zip(rows, layout.place.tolist(), strict=True):
+        assert [ids[k] for k in places[: len(row)]] == row
+        assert set(places[len(row) :]) <= {places[len(row) - 1]}
 
 
 def test_what_rows_share_is_read_once() -> None:
@@ -95,21 +109,19 @@ def test_what_rows_share_is_read_once() -> None:
     layout = laid_out(rows)
     assert layout is not None
     assert layout.ids.shape == (1, 40 + 1 + 2 + 1)
+    assert [(branch.tokens, branch.past) for branch in layout.branches] == [(41, ()), (2, ((0, 40),)), (1, ((0, 40),))]
 
 
 def test_rows_of_one_length_with_nothing_in_common_stay_as_they_are() -> None:
     assert laid_out([[3] * 10, [4] * 10, [5] * 10]) is None
 
 
-def test_a_mask_is_no_larger_than_the_padded_batchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without pairs that cost anything, one long row is the cheapest."""
-    free, rows = sharing.Cost(token=1.0, pair=0.0), drawn(5, prompts=12, replies=1, trunk=0)
-    longest = laid_out(rows, free)
-    assert longest is not None
-    monkeypatch.setattr(sharing, "MASK_BYTES", 0)
-    bounded = laid_out(rows, free)
-    assert bounded is not None
-    assert bounded.mask.size <= len(rows) * max(map(len, rows)) ** 2 < longest.mask.size
+def test_what_would_cost_more_in_branches_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows of 10, 9 and 8: 27 tokens of their own in place of 30."""
+    rows = [[3] * 10, [4] * 9, [5] * 8]
+    assert laid_out(rows) is not None
+    monkeypatch.setattr(sharing, "BRANCH_TOKENS", 1)
+    assert laid_out(rows) is None
 
 
 def test_padding_that_looks_like_tokens_is_shared_with_nobody() -> None:
@@ -244,6 +256,23 @@ def test_what_is_dropped_by_a_number_of_the_config_is_not_shared(config: Any) ->
     hidden(model.eval(), batch)  # as a reference is scored on the resident base before it trains
     read = counted(model.train())
     hidden(model, batch)
+    assert read == [batch["input_ids"].numel()]
+
+
+def test_what_is_saved_knows_nothing_of_it(tmp_path: Path) -> None:
+    model = model_of(CONFIGS["llama"]())
+    sharing.install(model)
+    assert model.config._attn_implementation == sharing.BY_BRANCH
+    model.save_pretrained(tmp_path)
+    assert sharing.BY_BRANCH not in (tmp_path / "config.json").read_text()
+
+
+def test_a_model_with_another_attention_is_left_alone() -> None:
+    model, batch = model_of(CONFIGS["llama"]()), padded(drawn(2))
+    model.set_attn_implementation("eager")
+    plain, read = hidden(model, batch), counted(model)
+    sharing.install(model)
+    torch.testing.assert_close(hidden(model, batch), plain, rtol=0, atol=0)
     assert read == [batch["input_ids"].numel()]
 
 
