@@ -23,7 +23,8 @@ from benchmarks.provider import counts, provider
 from empathy.records import Turn
 from empathy.requests import Answer, Asking, Request
 from serving.limits import Limits
-from serving.quota import Limit, Quota
+from serving.quota import Quota
+from serving.rates import Limit
 
 LATENCY_S = 0.5
 ROUTE = ("canned", "canned")

@@ -25,7 +25,7 @@ from empathy.words import counted
 
 if TYPE_CHECKING:
     from cluster.quota import Seen
-    from serving.quota import Route
+    from serving.rates import Route
 
 STAGE_EVERY_S = 10.0
 """A lane says at most so often how far it is."""

@@ -24,7 +24,8 @@ from cluster.providers import models
 from empathy.stages import Stage
 from serving.budget import BudgetSpent, Spending, unpriced
 from serving.prices import Prices
-from serving.quota import Asked, Authority, Grant, Here, Limit, Quota, Report, Route
+from serving.quota import Asked, Authority, Here, Quota
+from serving.rates import Grant, Limit, Report, Route
 
 LOOK_S = 10.0
 """A look that takes longer is given up: what is known stays."""

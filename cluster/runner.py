@@ -28,7 +28,7 @@ from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 
 if TYPE_CHECKING:
-    from serving.quota import Route
+    from serving.rates import Route
 
 __all__ = ["Context", "Failure", "Outcome", "run", "to_make"]
 

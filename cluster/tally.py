@@ -11,7 +11,7 @@ from empathy.words import counted
 
 if TYPE_CHECKING:
     from cluster.quota import Seen
-    from serving.quota import Route
+    from serving.rates import Route
 
 RATE_S = 30.0
 """Calls a second are those of the last so many seconds."""

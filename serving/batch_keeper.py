@@ -14,7 +14,7 @@ from serving.batch_api import Batch, BatchApi, Unsure
 from serving.batch_notes import Note
 from serving.ledger import Ledger
 from serving.providers import Batching, Provider, ProviderDown, ProviderStopped
-from serving.quota import Route
+from serving.rates import Route
 
 TELL_S = 60.0
 

@@ -10,7 +10,8 @@ from types import TracebackType
 
 from empathy.requests import Answer, Request
 from serving.budget import BudgetSpent, unpriced
-from serving.quota import KEEPALIVE_S, Quota, Report, Route
+from serving.quota import Quota
+from serving.rates import KEEPALIVE_S, Report, Route
 
 
 class Purse:

@@ -8,7 +8,7 @@ from empathy.requests import Answer
 from serving.batch_breaker import Experience
 from serving.batch_keeper import Entry, Keeper
 from serving.providers import Batching, Provider
-from serving.quota import Route
+from serving.rates import Route
 
 ELSEWHERE, NO_ROOM, AGAIN = "elsewhere", "no room", "again"
 """Instead of a batch's id: somebody else asks for it; no more batches may be open; look again at once."""

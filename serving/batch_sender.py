@@ -15,7 +15,7 @@ from serving.batch_purse import Purse
 from serving.batch_register import ELSEWHERE, NO_ROOM, Register
 from serving.ledger import Ledger
 from serving.providers import Provider, ProviderStopped
-from serving.quota import Route
+from serving.rates import Route
 
 
 class Sender:

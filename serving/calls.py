@@ -16,7 +16,7 @@ from serving.permits import Permits
 from serving.prices import Price
 from serving.providers import Provider, ProviderDown, ProviderStopped, Retry
 from serving.queues import Permit
-from serving.quota import Route
+from serving.rates import Route
 
 BACKOFF_LIMIT_S = 30.0
 BYTES_A_TOKEN = 4

@@ -10,7 +10,7 @@ import aiohttp
 
 from empathy.requests import Answer, Request
 from serving.providers import Provider, ProviderStopped, Retry, announced_limit, read_reply
-from serving.quota import Limit
+from serving.rates import Limit
 
 MOST_BYTES = 8 << 20
 """No completion is longer; the ledger's lines must be shorter than 64 MiB."""

@@ -14,7 +14,8 @@ from serving.budget import BudgetSpent, unpriced
 from serving.pace import LEASE_S
 from serving.prices import Price
 from serving.queues import GAP_S, Permit, Queue
-from serving.quota import KEEPALIVE_S, Quota, Route
+from serving.quota import Quota
+from serving.rates import KEEPALIVE_S, Route
 
 
 class Permits:

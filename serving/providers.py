@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from empathy.requests import Answer, Request
-from serving.quota import Limit
+from serving.rates import Limit
 
 
 class ProviderStopped(ValueError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from serving.pace import LEASE_S
 from serving.providers import ProviderStopped
-from serving.quota import Grant, Limit, Report, Route
+from serving.rates import Grant, Limit, Report, Route
 
 GAP_S = 0.01
 """Two exchanges are at least so far apart."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+import orjson
 
 from empathy.files import Files
 from serving.journals import open_journals
@@ -18,22 +20,22 @@ UNKNOWN = "(unknown)"
 BY = ("experiment", "provider", "model", "day", "price")
 
 
-def spending(files: Files) -> pl.DataFrame:
+def spending(files: Files, damaged: Callable[[str, int], None] = lambda writer, lines: None) -> pl.DataFrame:
     """One row a (experiment, provider, model, day of UTC, price), with `requests`, `tokens_in`, `tokens_out` and
     `uncounted` (replies whose provider counted no tokens: they are in the requests alone).
 
     `price` is the share of the list price that was paid (batches). A reply that was bought twice counts twice. A
-    damaged line is no reply.
+    damaged line is no reply: `damaged` is told of so many in a writer's journal.
     """
     import polars as pl
 
-    sums = list(_sums(files))
+    sums = list(_sums(files, damaged))
     if not sums:
         return pl.DataFrame(schema=[*BY, "requests", "tokens_in", "tokens_out", "uncounted"])
     return pl.concat(sums).group_by(BY).sum().sort(BY)
 
 
-def _sums(files: Files) -> Iterator[pl.DataFrame]:
+def _sums(files: Files, damaged: Callable[[str, int], None]) -> Iterator[pl.DataFrame]:
     """The same of each block of a journal."""
     import polars as pl
 
@@ -45,10 +47,15 @@ def _sums(files: Files) -> Iterator[pl.DataFrame]:
     journals = open_journals(files, "")
     for writer in journals.writers():
         for _, block in journals.fetch(writer):
-            whole = b"".join(x for x in block.splitlines(keepends=True) if is_reply(x))
-            if not whole:
-                continue
-            lines = pl.read_ndjson(io.BytesIO(whole), schema=fields, ignore_errors=True)
+            there = block.splitlines(keepends=True)
+            whole = [x for x in there if is_reply(x)]
+            try:
+                lines = pl.read_ndjson(io.BytesIO(b"".join(whole)), schema=fields, ignore_errors=True)
+            except pl.exceptions.ComputeError:  # damaged inside a line: slower, and only then
+                whole = [x for x in whole if _is_json(x)]
+                lines = pl.read_ndjson(io.BytesIO(b"".join(whole)), schema=fields, ignore_errors=True)
+            if len(whole) < len(there):
+                damaged(writer, len(there) - len(whole))
             yield (
                 lines.filter(
                     pl.col("key").is_not_null() & pl.col("provider").is_not_null() & pl.col("model").is_not_null(),
@@ -71,3 +78,11 @@ def _sums(files: Files) -> Iterator[pl.DataFrame]:
                     uncounted=pl.col("uncounted").sum().cast(pl.Int64),
                 )
             )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -30,7 +30,8 @@ from serving.ledger import Ledger
 from serving.limits import Limits
 from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderDown, ProviderStopped, Retry, read_reply, retry_after_s
-from serving.quota import Authority, Here, Limit
+from serving.quota import Authority, Here
+from serving.rates import Limit
 from serving.scripted import Fault, Faults, Scripted, request_id
 
 KEY = "sk-planted-0123456789abcdef"

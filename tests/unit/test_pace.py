@@ -20,7 +20,8 @@ import pytest
 from serving.pace import OF_LIMIT, Pace
 from serving.permits import Permits
 from serving.queues import Permit
-from serving.quota import Authority, Here, Limit, Route
+from serving.quota import Authority, Here
+from serving.rates import Limit, Route
 
 ROUTE: Route = ("provider", "model")
 
@@ -162,7 +163,7 @@ class Run:
         tasks = [asyncio.create_task(self._worker(quota, number)) for number in range(self.workers)]
         for _ in range(int(self.seconds)):
             await asyncio.sleep(1.0)
-            self.rates.append(authority.rates().get(ROUTE, 0.0))
+            self.rates.append(authority.rates.per_s().get(ROUTE, 0.0))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

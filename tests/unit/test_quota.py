@@ -18,7 +18,8 @@ from serving.permits import Permits
 from serving.prices import Price, Prices
 from serving.providers import ProviderStopped, announced_limit
 from serving.queues import Permit, Queue
-from serving.quota import Asked, Authority, Here, Limit, Report, Route, fair_shares
+from serving.quota import Asked, Authority, Here
+from serving.rates import Limit, Report, Route, fair_shares
 
 ROUTE: Route = ("provider", "model")
 BOTH = frozenset({"a", "b"})

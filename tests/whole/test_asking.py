@@ -24,7 +24,7 @@ from serving.budget import BudgetSpent
 from serving.ledger import Ledger
 from serving.prices import Price, Prices
 from serving.providers import Provider, ProviderDown, ProviderStopped
-from serving.quota import Limit
+from serving.rates import Limit
 from serving.scripted import Faults, Scripted
 from tests.cluster import named
 
