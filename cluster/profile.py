@@ -5,6 +5,7 @@ A profile is a TOML file; without one the defaults fit a laptop. Secrets are nam
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -119,7 +120,7 @@ class ProviderPlace(RateLimit):
     """How to reach a provider that experiments name, and what it allows for each model (`limits` for single ones)."""
 
     base_url: str | None = None
-    key_env: str | None = Field(None, pattern=r"^[A-Z_][A-Z0-9_]*$")
+    key_env: str | None = None
     """The environment variable that holds the API key (its name, never the key); None for servers that want none."""
     engine: str | None = None
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
@@ -140,6 +141,15 @@ class ProviderPlace(RateLimit):
     batches_at_once: int = Field(8, ge=1)
     batch_price: float = Field(0.5, gt=0, le=1)
     """What a token costs in a batch, of its price at once."""
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError(
+                "give the name of the environment variable that holds the key (capitals, digits and _), never the key"
+            )
+        return name
 
     @model_validator(mode="after")
     def _one_of(self) -> ProviderPlace:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound=BaseModel)
+MOST_SHOWN = 200
+"""Characters of a value in a message: a whole table would hide the remedy behind it."""
 _SECRET_FIELD = re.compile(r"(?i)(^|_)(key|key_env|token|auth\w*)$|secret|passw|credential")
 _SECRET_VALUE = re.compile(r"(?i)\b(sk-|gsk_|hf_|AIza|AKIA|bearer\s)[\w\-.]{6,}|://[^/\s'\"]*@")
 
@@ -47,7 +49,9 @@ def _shown(loc: tuple[int | str, ...], value: Any) -> str:
     """The value, unless it may be a secret that somebody put into the file: messages end in logs."""
     said = repr(value)
     hidden = isinstance(value, str) and loc and _SECRET_FIELD.search(str(loc[-1]))
-    return "(not shown: it may be a secret)" if hidden or _SECRET_VALUE.search(said) else said
+    if hidden or _SECRET_VALUE.search(said):
+        return "(not shown: it may be a secret)"
+    return said if len(said) <= MOST_SHOWN else f"{said[:MOST_SHOWN]} ..."
 
 
 def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:
@@ -77,8 +81,20 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
     return lines
 
 
+def _of_another_kind(model: type[BaseModel], data: Any) -> str | None:
+    """What to say of a file most of whose fields are no fields of this kind: somebody gave another file."""
+    names = sorted(f.alias or n for n, f in model.model_fields.items())
+    strange = [key for key in data if key not in names] if isinstance(data, dict) else []
+    if len(strange) < 3 or 2 * len(strange) <= len(data):
+        return None
+    kind = model.__name__.lower()
+    return f"is this the right file? {', '.join(strange)} are no fields of {kind} files, which have {', '.join(names)}"
+
+
 def validate(model: type[M], data: Any, name: str) -> M:
     """`data` as a `model`. Raises ValueError that starts with `name` and lists every problem."""
+    if another := _of_another_kind(model, data):
+        raise ValueError(f"{name}: {another}")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -89,8 +105,9 @@ def load(model: type[M], path: str | Path) -> M:
     """The TOML file at `path` as a `model`. Raises ValueError for a missing, malformed or wrong file."""
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise ValueError(f"file = {str(path)!r}: does not exist" + (f"; there are {', '.join(near)}" if near else ""))
+        folder, what = (path, "is a folder") if path.is_dir() else (path.parent, "does not exist")
+        near = sorted(str(p) for p in folder.glob("*.toml") if p.name != "pyproject.toml") if folder.is_dir() else []
+        raise ValueError(f"file = {str(path)!r}: {what}" + (f"; there are {', '.join(near)}" if near else ""))
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -61,7 +61,9 @@ def _no_side(dialogues: Stage, side: Split, counts: Mapping[str, int]) -> str:
     assert isinstance(spec, DialoguesSpec)
     options = "".join(f", {name} = {value}" for name, value in spec.split.model_dump(exclude={"type"}).items())
     found = ", ".join(f"{name} {n:,}" for name, n in ({"train": 0, "test": 0} | dict(counts)).items())
-    more = ", or raise data.limit" if spec.limit else ""
+    drawn = "seed" in type(spec.split).model_fields
+    more = ", e.g. by another seed or fraction (a group is drawn as a whole)" if drawn else ""
+    more += ", or raise data.limit" if spec.limit else ""
     return (
         f"data.split = {spec.split.type!r}{options}, data.limit = {spec.limit or 'none'}: no {side} dialogue is left "
         f"({found}); students learn from train and are measured on test: choose a split that has both{more}"

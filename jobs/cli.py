@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     def only(command: argparse.ArgumentParser, *aliases: str) -> argparse.ArgumentParser:
-        text = "arms whose name matches; may be repeated"
+        text = 'arms with these factors, e.g. "regime=sft strategy=*naive"; given again, more arms'
         command.add_argument("--only", *aliases, dest="only", metavar="PATTERN", action="append", default=[], help=text)
         return command
 

@@ -217,6 +217,8 @@ def _total(found: Sequence[Bill], max_usd: float | None) -> str:
     known = [sum(usd for usd in end if usd is not None) for end in (low, high)]
     at_least = "at least " if None in low or any(bill.unknown for bill in found) else ""
     said = f"dollars in all: {at_least}{known[0]:,.2f} (low) to {at_least}{known[1]:,.2f} (high)"
+    if low and all(usd is None for usd in low):
+        said = "dollars in all: unknown"
     if max_usd is None:
         return said
     if None in low:

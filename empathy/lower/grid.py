@@ -48,9 +48,9 @@ def wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> lis
 
 
 def _unmatched(names: Sequence[str], pattern: str) -> str:
-    """Why a pattern matches none of the cells: a word that no cell has, or words that no cell has together."""
+    """Why a pattern matches none of the arms: a word that no arm has, or words that no arm has together."""
     unknown = [word for word in pattern.split() if not any(_matches(name, word) for name in names)]
-    return f"no cell has {repr(unknown[0]) if unknown else 'all of these together'}; there are"
+    return f"no arm has {repr(unknown[0]) if unknown else 'all of these together'}; there are"
 
 
 def _factors(names: Sequence[str]) -> str:

@@ -67,6 +67,28 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         documents.load(Drawing, tmp_path / "drawing.toml")
 
 
+def test_a_folder_is_told_from_a_file_that_is_missing(tmp_path: Path) -> None:
+    for name in ("other.toml", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=r"is a folder; there are [^,]*other\.toml$"):
+        documents.load(Drawing, tmp_path)
+
+
+def test_a_file_of_another_kind_is_asked_about_once() -> None:
+    message = said({"store": "x", "ray": {"address": "local"}, "engine": {}, "others": []})
+    assert message == (
+        "drawing.toml: is this the right file? store, ray, engine are no fields of drawing files, "
+        "which have others, shape, title"
+    )
+
+
+def test_of_a_long_value_the_beginning_is_shown() -> None:
+    message = said({"title": "y", "shape": {"type": "circle", "radius": 1}, "colours": ["red"] * 1000})
+    assert "colours = ['red', 'red', " in message
+    assert " ...: no such field" in message
+    assert len(message) < 400
+
+
 def test_broken_toml_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "drawing.toml").write_text('title = "a\n')
     with pytest.raises(ValueError, match=r"not valid TOML.*line 1"):

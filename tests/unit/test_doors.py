@@ -106,7 +106,10 @@ def test_a_judges_scores_the_other_side_and_dialogues_not_made_are_not_looked_at
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ({"limit": 1}, "'random', test_fraction = .*, data.limit = 1: no (train|test) dialogue is left"),
+        (
+            {"limit": 1},
+            "'random', test_fraction = .*, data.limit = 1: no (train|test) dialogue is left.*another seed.*raise data.lim",
+        ),
         (
             {"split": {"type": "official"}},
             "'official', data.limit = none: no test dialogue is left .train 24, test 0.; .*that has both$",

@@ -286,8 +286,8 @@ def test_only_keeps_matching_cells_and_their_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
-        ("strategy=naiv* method=direct", "no cell has 'strategy=naiv*'"),
-        ("regime=sft+dpo method=human", "no cell has all of these together"),  # no teacher, no pairs
+        ("strategy=naiv* method=direct", "no arm has 'strategy=naiv*'"),
+        ("regime=sft+dpo method=human", "no arm has all of these together"),  # no teacher, no pairs
         ("   ", "names no factor"),
     ],
 )

@@ -162,6 +162,7 @@ def test_dollars_by_hand_a_batch_at_its_share_and_unknown_stays_unknown(tmp_path
     said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url), max_usd=5)
     assert f'unknown price: add [prices."{judge.model}"] to the profile' in said
     assert "dollars in all: at least" in said
+    assert plan._total([judge], None) == "dollars in all: unknown"
     assert "a cap cannot be kept while a price is unknown" in said
 
 
@@ -362,7 +363,7 @@ def test_of_many_students_few_are_named(tmp_path: Path) -> None:
         (["--until", "cherckpoint"], "there are dialogues, replies, examples, checkpoint, logprobs, verdicts"),
         (
             ["--only", "no-such-arm"],
-            "no cell has 'no-such-arm'; there are\n  student   tiny\n  regime    sft, sft+dpo\n",
+            "no arm has 'no-such-arm'; there are\n  student   tiny\n  regime    sft, sft+dpo\n",
         ),
         (["--only", ""], "only = '': names no factor; leave it out for the whole grid"),
         (["--max-usd", "-1"], "0 or more"),

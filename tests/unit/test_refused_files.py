@@ -83,6 +83,13 @@ def test_a_secret_in_a_profile_is_refused_and_not_told(table: str, tmp_path: Pat
     assert "planted" not in str(told.value)
 
 
+def test_a_key_in_the_place_of_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text('[providers.x]\nkey_env = "my key"\nbase_url = "http://h/v1"\n')
+    with pytest.raises(ValueError, match=r"providers\.x\.key_env.*: give the name of the environment variable"):
+        profiles.load(str(file))
+
+
 def test_the_embedded_provider_is_not_replaced(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text('[providers.embedded]\nbase_url = "http://h/v1"\n')
