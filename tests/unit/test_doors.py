@@ -108,7 +108,7 @@ def test_a_judges_scores_the_other_side_and_dialogues_not_made_are_not_looked_at
     [
         (
             {"limit": 1},
-            "'random', test_fraction = .*, data.limit = 1: no (train|test) dialogue is left.*another seed.*raise data.lim",
+            "'random', test_fraction = .*, data.limit = 1: no (train|test) dialogue is left.*another seed.*, or raise",
         ),
         (
             {"split": {"type": "official"}},
