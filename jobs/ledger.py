@@ -11,6 +11,7 @@ from cluster import profile as profiles
 from cluster.profile import Profile
 from empathy.store import Artifact, CorruptError, Store
 from empathy.words import counted
+from serving.journals import FOLDER as JOURNALS
 from serving.prices import Prices
 from serving.spending import UNKNOWN, spending
 from serving.uses import uses
@@ -55,12 +56,18 @@ def ledger(on: str | None, store_url: str | None) -> int:
     """Print the tables."""
     profile = profiles.load(on, store_url)
     store = profile.open_store()
+    store.files.look()
     print("\n".join(_lines(store, profile)))
     return 0
 
 
 def _lines(store: Store, profile: Profile) -> Iterator[str]:
-    paid = [_paid(row, profile.price_list) for row in spending(store.files).iter_rows(named=True)]
+    bad: Counter[str] = Counter()
+    found = spending(store.files, lambda writer, lines: bad.update({writer: lines}))
+    paid = [_paid(row, profile.price_list) for row in found.iter_rows(named=True)]
+    for writer, lines in bad.items():
+        where = f"{store.url}/{JOURNALS}/{writer}"
+        yield f"left out: {counted(lines, 'damaged line')} of {where}: what is still needed is asked for again"
     if not paid:
         yield f"no paid replies in {store.url}"
         return

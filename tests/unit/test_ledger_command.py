@@ -126,6 +126,28 @@ def test_a_corrupt_artifact_is_told_and_does_not_end_the_tables(
         assert f"left out of what sharing saved: {store.url}/{kind}/{'0' * 32}/artifact.json is not readable" in said
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"\0" * 30, b"\n"], ids=["a byte", "zeros", "a line's end"])
+def test_a_line_damaged_inside_is_told_and_the_others_are_counted(
+    damage: bytes, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = line(2, NOON).encode()
+    at = broken.index(b"tokens_in")
+    broken = broken[:at] + damage + broken[at + len(damage) :]
+    text = line(1, NOON, experiment="paper").encode() + broken + line(3, NOON, experiment="paper").encode()
+    store.files.write(f"ledger/replies/{'a' * 16}.jsonl", text)
+    assert cli.main(["ledger", "--store", store.url]) == 0
+    said = capsys.readouterr().out
+    lines = 2 if damage == b"\n" else 1
+    assert f"left out: {lines} damaged line{'s' * (lines > 1)} of {store.url}/ledger/replies/{'a' * 16}" in said
+    assert "2 replies in" in said
+
+
+def test_a_file_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["ledger", "--store", f"{tmp_path}/file"]) == 2
+    assert f"store = '{tmp_path}/file'" in capsys.readouterr().err
+
+
 def test_an_empty_store_says_so_and_stays_empty(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
