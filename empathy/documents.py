@@ -87,7 +87,7 @@ def _of_another_kind(model: type[BaseModel], data: Any) -> str | None:
     strange = [key for key in data if key not in names] if isinstance(data, dict) else []
     if len(strange) < 3 or 2 * len(strange) <= len(data):
         return None
-    kind = model.__name__.lower()
+    kind = model.__name__.lower().strip("_")
     return f"is this the right file? {', '.join(strange)} are no fields of {kind} files, which have {', '.join(names)}"
 
 

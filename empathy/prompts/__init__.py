@@ -12,12 +12,12 @@ learned from together.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from empathy import documents
 from empathy.records import Dialogue
 
 _HERE = Path(__file__).parent
@@ -118,9 +118,9 @@ def _called(stem: str, variant: str) -> str:
 
 def _read(name: str, path: Path) -> _Strategy:
     try:
-        strategy = _Strategy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # TOML and pydantic both name the fault, but not the file
-        raise ValueError(f"strategy = {name!r}: {path} cannot be used: {error}") from error
+        strategy = documents.load(_Strategy, path)
+    except ValueError as error:  # names the file and the fault, but not who asks for it
+        raise ValueError(f"strategy = {name!r}: {error}") from None
     if strategy.name != name:
         raise ValueError(f"strategy = {name!r}: {path} says name = {strategy.name!r}; file and name must agree")
     return strategy
@@ -156,5 +156,11 @@ def _files(folder: str | Path | None) -> dict[str, Path]:
             raise ValueError(
                 f"teacher.prompts = {str(folder)!r}: there is no such folder; give one with a .toml file a strategy"
             )
-        found |= {path.stem: path for path in own.glob("*.toml")}
+        mine = {path.stem: path for path in own.glob("*.toml") if path.is_file() and not path.name.startswith(".")}
+        if dotted := sorted(stem for stem in mine if "." in stem):
+            raise ValueError(
+                f"teacher.prompts = {str(folder)!r}: {dotted[0]}.toml has a dot in its name, which divides a family "
+                f"from its variant; rename it to {dotted[0].replace('.', '_')}.toml"
+            )
+        found |= mine
     return found

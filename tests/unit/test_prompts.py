@@ -168,6 +168,8 @@ def test_a_users_folder_adds_and_replaces(tmp_path: Path) -> None:
         ('name = "mine"\n[variants.a]\nreply = "1"\n[[wordings]]\nturns = ["{dialogue}"]', r"\{reply\} is filled in"),
         ('name = "mine"\nword = 1\n[[wordings]]\nturns = ["{dialogue}"]', "word"),
         ("name = ", "Invalid value"),
+        ("x = " + "[" * 5000, "too many brackets"),
+        ("", "name: is missing; add it"),
     ],
 )
 def test_a_file_that_is_no_strategy_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -175,6 +177,21 @@ def test_a_file_that_is_no_strategy_is_named(tmp_path: Path, text: str, message:
     with pytest.raises(ValueError, match=r"strategy = 'mine': .*mine\.toml") as caught:
         prompts.load("mine", folder=tmp_path)
     assert caught.match(message)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_what_editors_and_file_managers_leave_is_no_strategy_and_no_fault(tmp_path: Path) -> None:
+    folder = write(tmp_path, "mine", '\ufeffname = "mine"\r\n[[wordings]]\r\nturns = ["""\r\n{dialogue}\r\nyes"""]\r\n')
+    write(folder, "._mine", "\0")
+    (folder / "backup.toml").mkdir()
+    assert prompts.load("mine", folder=folder) == ("{dialogue}\nyes",), "the same text, and key, as from any editor"
+    assert set(prompts.names(folder)) == {*prompts.names(), "mine"}
+
+
+def test_a_dot_in_a_name_would_be_a_variants(tmp_path: Path) -> None:
+    write(tmp_path, "a.b", 'name = "a.b"\n[[wordings]]\nturns = ["{dialogue}"]\n')
+    with pytest.raises(ValueError, match=r"a\.b\.toml has a dot in its name.*rename it to a_b\.toml"):
+        prompts.load("a.b", folder=tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
