@@ -1,4 +1,4 @@
-"""docs/experiment.md names every field of an experiment file, and its default."""
+"""docs/experiment.md and docs/cluster.md name every field of an experiment file and of a profile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from cluster.profile import Profile, ProviderPlace
 from empathy import experiment
 from empathy.experiment.students import Raise
 from empathy.specs.training import Lora, Optimiser, RandomBase
 
-TEXT = (Path(__file__).parents[2] / "docs" / "experiment.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "experiment.md").read_text()
 TABLES = {
     "The top": experiment.Experiment,
     "`[data]`": experiment.Data,
@@ -73,4 +75,23 @@ def right(told: str, field: Any) -> bool:
 def test_the_fields_inside_a_field_are_named(model: type[BaseModel]) -> None:
     inside = section("`[train]`") + section("`[students.NAME]`")
     missing = [name for name in model.model_fields if name != "type" and not re.search(rf"[`{{ ]{name}[` ]", inside)]
+    assert not missing
+
+
+def test_the_profiles_tables_name_every_field() -> None:
+    lines = (DOCS / "cluster.md").read_text().partition("## A profile")[2].partition("\n## ")[0].splitlines()
+    table = {line.split("|")[1].strip(" `"): line for line in lines if line.startswith("| ")}
+    for name, field in Profile.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            told = dict(re.findall(r"`([a-z0-9_]+)`(?: \(([^\s,:)]+))?", table[f"[{name}]"]))
+            assert set(told) == set(type(field.default).model_fields), name
+            for inner, default in told.items():
+                value = getattr(field.default, inner)
+                words = "5" if inner == "ray_above_rows" else "[what"  # "5 million", and a link that says it
+                assert default in ("", words, str(value).lower(), f'"{value}"'), f"{name}.{inner} = {value}"
+        elif not isinstance(field.default, dict):
+            assert f'`{name}` ("{field.default}")' in table["top"]
+    places = re.findall(r"`([a-z_]+)`", " ".join(line.split("|")[1] for line in lines if line.startswith("| `")))
+    batches = (DOCS / "batches.md").read_text()
+    missing = [n for n in ProviderPlace.model_fields if n not in [*places, "limits"] and f"| `{n}` |" not in batches]
     assert not missing
