@@ -7,7 +7,7 @@ import re
 
 from cluster import profile as profiles
 from empathy.specs import KINDS
-from empathy.stages import nearest
+from empathy.stages import key_of, nearest
 from empathy.store import Artifact, Store
 
 _HEX = re.compile(r"[0-9a-f]{0,32}")
@@ -62,6 +62,7 @@ def explain(name: str, on: str | None, store_url: str | None) -> int:
         manifest["identity"], (a.manifest["identity"] for a in store.artifacts(manifest["identity"]["kind"]))
     )
     if found:
-        print("\nnearest sibling differs in")
-        print("\n".join(f"  {line}" for line in found[1]))
+        sibling, differences = found
+        print(f"\nnearest sibling differs in    (it is {sibling['kind']}/{key_of(sibling)})")
+        print("\n".join(f"  {line}" for line in differences))
     return 0

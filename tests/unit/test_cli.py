@@ -149,14 +149,15 @@ def test_profile_store_is_absolute_and_never_in_a_key(tmp_path: Path, monkeypatc
 
 def test_explain_finds_by_prefix_and_names_the_sibling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store.open(str(tmp_path / "store"))
-    for n in (24, 25):
-        stage = lower(tiny(tmp_path / str(n), n=n)).report.inputs["dialogues"]
-        writer = store.writer(stage)
+    other, stage = (lower(tiny(tmp_path / str(n), n=n)).report.inputs["dialogues"] for n in (24, 25))
+    for of in (other, stage):
+        writer = store.writer(of)
         writer.write_records(0, [], Dialogue)
         writer.commit({"made by": "test"})
     assert explain.explain(stage.key[:10], None, store.url) == 0
     said = capsys.readouterr().out
     assert stage.key in said
+    assert f"it is dialogues/{other.key})" in said
     assert "spec.digest" in said
     with pytest.raises(ValueError, match="none in"):
         explain.find(store, "0" * 32)
