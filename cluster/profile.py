@@ -5,6 +5,7 @@ A profile is a TOML file; without one the defaults fit a laptop. Secrets are nam
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -223,6 +224,15 @@ class Profile(Section):
         """What `Store.open` takes besides the URL."""
         return {"endpoint": self.s3.endpoint, "region": self.s3.region} if self.store.startswith("s3://") else {}
 
+    def check_writable(self, field: Literal["reports", "cache"]) -> None:
+        """Raises ValueError when the folder that `field` names could not be made or written; makes nothing."""
+        place = Path(getattr(self, field)).expanduser().absolute()
+        there = next(p for p in (place, *place.parents) if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise ValueError(
+                f"{field} = {str(place)!r}: {there} is no folder that you may write to; name another in the profile"
+            )
+
     def open_store(self) -> Store:
         """The store, not yet probed."""
         return Store.open(self.store, **self.store_options)
@@ -253,6 +263,10 @@ def load(path: str | None, store: str | None = None) -> Profile:
     chosen = profile.store if store is None else store
     if not chosen.strip() or not chosen.isprintable():
         raise ValueError(f"store = {chosen!r}: names nothing; give a folder or s3://bucket/prefix")
+    if chosen.startswith("s3:") and not chosen.startswith("s3://"):
+        raise ValueError(
+            f"store = {chosen!r}: a bucket is written s3://bucket/prefix, a folder of that name ./{chosen}"
+        )
     if "://" not in chosen:
         chosen = str(Path(chosen).expanduser().absolute())
     return profile.model_copy(update={"store": chosen})

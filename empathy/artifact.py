@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from empathy.columns import from_table
-from empathy.files import Files, file_chunks, sha256_of
+from empathy.files import Files, file_chunks, naming, sha256_of
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -74,7 +74,8 @@ class Artifact:
         folder = f"{self._files.url}/{self.folder}"
         return CorruptError(
             f"{folder}/{file.path} is not what its manifest says ({found}; expected {file.size} bytes, sha256 "
-            f"{file.sha256[:12]}): delete the folder {folder} and run again to make it anew"
+            f"{file.sha256[:12]}): delete the folder {folder} and run again to make it anew (with "
+            f"--until {self.folder}, where all that stands on it is made)"
         )
 
     def _bytes(self, file: File) -> bytes:
@@ -139,13 +140,16 @@ class Artifact:
     def _append(self, file: File, partial: Path) -> tuple[int, str]:
         """Fetch what `partial` still lacks. Size and sha256 of what it then holds."""
         digest = hashlib.sha256()
-        with open(partial, "a+b") as stream:
+        with naming(partial), open(partial, "a+b") as stream:
             stream.seek(0)
             while piece := stream.read(1 << 20):
                 digest.update(piece)
-            for piece in self._files.chunks(f"{self.folder}/{file.path}", file.size, stream.tell()):
-                stream.write(piece)
-                digest.update(piece)
+            try:
+                for piece in self._files.chunks(f"{self.folder}/{file.path}", file.size, stream.tell()):
+                    stream.write(piece)
+                    digest.update(piece)
+            except FileNotFoundError:
+                raise self._corrupt(file, "it is missing") from None
             stream.flush()
             os.fsync(stream.fileno())
             return stream.tell(), digest.hexdigest()

@@ -7,6 +7,7 @@ Paths are relative, with "/". `open_files` chooses by the URL between `empathy.f
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import uuid
 from abc import ABC, abstractmethod
@@ -134,7 +135,20 @@ class Files(ABC):
 
     def remedy(self, error: OSError) -> str:
         """What a user can do about an error of this place."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"cannot be used ({error}); make room there"
         return f"cannot be used ({error}); name a folder you may write to, on a file system with hard links"
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """The system's errors in the block name `path`, if they name nothing: a full disk does not say which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # without a number it is ours, and says all
+            error.filename = str(path)
+        raise
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

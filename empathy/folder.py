@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pyarrow.fs as pafs
 
-from empathy.files import CHUNK_BYTES, Files, Names, file_chunks
+from empathy.files import CHUNK_BYTES, Files, Names, file_chunks, naming
 
 
 class FolderFiles(Files):
@@ -80,7 +80,7 @@ class FolderFiles(Files):
         target = self._root / path
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with _create(temporary) as stream:
+            with naming(target), _create(temporary) as stream:
                 for piece in data:
                     stream.write(piece)
                 stream.flush()

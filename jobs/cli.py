@@ -17,6 +17,8 @@ from jobs import choose
 
 PIPE_CLOSED = 141
 """128 + SIGPIPE: what a shell says of a program that wrote on when nobody read any more."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""No room on a disk, or none left of what a user may have of it."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -167,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not _mendable(error):
             raise
-        print(f"empathy {args.command}: {error}", file=sys.stderr)
+        full = "; make room there, and start again: what was made is kept" if error.errno in FULL else ""
+        print(f"empathy {args.command}: {error}{full}", file=sys.stderr)
         return 2
 
 
@@ -179,7 +182,7 @@ def _mendable(error: OSError) -> bool:
 
     if isinstance(error, CorruptError | PermissionError | RayDownError):  # a bucket's has no number
         return True
-    return error.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC)
+    return error.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, *FULL)
 
 
 def console(arguments: Sequence[str] | None = None) -> NoReturn:

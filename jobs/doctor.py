@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cluster import gpus
 from cluster import profile as profiles
@@ -93,6 +93,8 @@ def _packages() -> Iterator[Check]:
 
 def _places(profile: Profile) -> Iterator[Check]:
     yield _try("store", partial(_store, profile))
+    for field in ("reports", "cache"):
+        yield _try(field, partial(_folder, profile, field))
     free = shutil.disk_usage(Path.home()).free / 2**30
     yield Check("disk", free > 5, f"{free:.0f} GiB free in the home folder (5 are wanted)")
 
@@ -100,6 +102,11 @@ def _places(profile: Profile) -> Iterator[Check]:
 def _store(profile: Profile) -> str:
     profile.open_store().files.probe()
     return profile.store
+
+
+def _folder(profile: Profile, field: Literal["reports", "cache"]) -> str:
+    profile.check_writable(field)
+    return str(getattr(profile, field))
 
 
 def _try(name: str, what: Callable[[], object]) -> Check:

@@ -47,11 +47,13 @@ def run(
     profile = profiles.load(on, store_url)
     lowered = choose.lowered(x, only)
     targets = choose.targets(lowered, until)
+    if until is None:
+        profile.check_writable("reports")  # else the run would be told at its end
     store = profile.open_store()
     store.files.probe()
     code = 0
     if all(store.done(target) for target in targets):
-        print(f"nothing to make: all stages are in {store.url}", file=sys.stderr)
+        print(_nothing_to_make(targets, store, partial(again, file, on, store_url, only)), file=sys.stderr)
     else:
         go_on = partial(again, file, on, store_url, only, until)
         code = _make(x, targets, lowered.report, store, profile, go_on, max_usd)
@@ -59,6 +61,19 @@ def run(
     if code:
         return code
     return _show(x, lowered, store, profile, file, on, only) if until is None else 0
+
+
+def _nothing_to_make(targets: Sequence[Stage], store: Store, command: Callable[[str], str]) -> str:
+    """What was asked for is there; what it was made from need not be. `command` makes one stage."""
+    stages = list(walk(targets))
+    finished = store.finished(stages)
+    gone = [f"{stage.kind}/{stage.key}" for stage in stages if stage.key not in finished]
+    if not gone:
+        return f"nothing to make: all stages are in {store.url}"
+    return (
+        f"nothing to make: what was asked for is in {store.url}; {counted(len(gone), 'stage')} that it was made from "
+        f"{'is' if len(gone) == 1 else 'are'} not (the first is made by `{command(gone[0])}`)"
+    )
 
 
 def _make(

@@ -20,8 +20,9 @@ def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, St
     for name in names:
         if name not in lowered.checkpoints:
             raise ValueError(f"student = {name!r}: unknown; there are {', '.join(lowered.checkpoints)}")
-        if not store.done(lowered.checkpoints[name]):
-            raise ValueError(f"student = {name!r}: not made in {store.url}; `empathy run` makes it")
+        if not store.done(stage := lowered.checkpoints[name]):
+            command = f"empathy run FILE --until {stage.kind}/{stage.key}"
+            raise ValueError(f"student = {name!r}: not made in {store.url}; `{command}` makes it")
     return {name: lowered.checkpoints[name] for name in names}
 
 

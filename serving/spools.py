@@ -15,7 +15,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from empathy.files import Files
+from empathy.files import Files, naming
 
 
 def folder_of(files: Files) -> Path:
@@ -39,7 +39,8 @@ class Spool:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._descriptor = os.open(self._path, flags, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        write_whole(self._descriptor, line, self._size)
+        with naming(self._path):
+            write_whole(self._descriptor, line, self._size)
         self._size += len(line)
 
     def close(self, *, kept: bool) -> None:

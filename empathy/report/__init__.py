@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from empathy.files import naming
 from empathy.records import Estimate
 from empathy.specs import ReportSpec
 from empathy.stages import Stage
@@ -91,7 +92,8 @@ def render(stage: Stage, store: Store, out_dir: Path, head: Headline) -> Path:
         from empathy.report.cells import Cells
 
         content["ratings"] = ratings.ratings(Cells(stage), store)
-    return draw_page(stage, estimates, content, out_dir, head, store.url)
+    with naming(out_dir):
+        return draw_page(stage, estimates, content, out_dir, head, store.url)
 
 
 def headline(

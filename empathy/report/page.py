@@ -103,9 +103,9 @@ def draw_page(
         estimates_csv=as_csv(with_names),
         **_tables(book, content, drops.screens(stage)),
     )
-    page = out_dir / "report.html"
-    page.write_text(text, encoding="utf-8")
-    return page
+    page, whole = out_dir / "report.html", out_dir / ".report.html"
+    whole.write_text(text, encoding="utf-8")
+    return whole.replace(page)  # a full disk leaves the page that was there
 
 
 def download(text: str, name: str) -> Markup:

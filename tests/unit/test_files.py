@@ -49,6 +49,24 @@ def test_age_is_told_by_the_place(tmp_path: Path) -> None:
     assert 99 < age_s < 110
 
 
+def test_a_write_that_does_not_fit_names_its_file_and_leaves_none(tmp_path: Path) -> None:
+    """A full disk as a limit on the size of files: neither tells the path of its own accord."""
+    code = """
+    import resource, sys
+    from empathy.files import open_files
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    files = open_files(sys.argv[1])
+    for put in (files.write, files.put_if_absent):
+        try:
+            put("a/b", bytes(2000))
+        except OSError as error:
+            print(error.filename, files.list("", recursive=True))
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/a/b []\n" * 2
+
+
 def _race(url: str, who: int, start_at_s: float) -> None:
     files = open_files(url)
     time.sleep(max(0, start_at_s - time.time()))

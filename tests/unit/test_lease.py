@@ -190,6 +190,22 @@ def test_a_record_that_cannot_be_read_is_held_until_it_is_old(data: bytes, store
         assert taken.epoch == 2
 
 
+def test_a_lease_from_the_future_does_not_hold_until_then(store: Store, tmp_path: Path) -> None:
+    """The store came from a machine whose clock was ahead, or the clock was set back."""
+    record = {"host": "elsewhere", "pid": 1, "machine": "elsewhere x", "started": "1", "ttl_s": 60}
+    folder = tmp_path / "report" / ONE.key / "lease"
+    folder.mkdir(parents=True)
+    for name, data in (("000001.json", record), ("000001.beat", {"released": False})):
+        (folder / name).write_text(json.dumps(data))
+    assert not is_free(store, ONE)
+    for file in folder.iterdir():
+        os.utime(file, (time.time() + 86_400, time.time() + 86_400))
+    assert is_free(store, ONE)
+    with lease(store, ONE, wait=False) as held:
+        assert held is not None
+        assert held.epoch == 2
+
+
 def test_who_beats_lives_though_its_record_is_damaged(store: Store, tmp_path: Path) -> None:
     folder = f"report/{ONE.key}/lease"
     store.files.write(f"{folder}/000001.json", b"")

@@ -110,6 +110,16 @@ def test_folders_are_added_whole(store: Store, tmp_path: Path) -> None:
     assert (artifact.download(target) / "adapter/a.json").read_text() == "a.json"
 
 
+def test_a_file_that_is_gone_from_the_store_is_named_with_the_remedy(store: Store, tmp_path: Path) -> None:
+    writer = store.writer(ONE)
+    writer.add_file("w", b"weights")
+    writer.commit()
+    artifact = store.get(ONE)
+    (tmp_path / "store" / artifact.folder / artifact.files["w"].path).unlink()
+    with pytest.raises(CorruptError, match=f"it is missing.*delete the folder .*{artifact.folder} and run again"):
+        artifact.download(tmp_path / "t")
+
+
 def _download(artifact: Artifact, target: Path) -> None:
     artifact.download(target)
 
