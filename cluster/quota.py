@@ -3,8 +3,9 @@
 It is what all workers talk to, so it also hears how far each is, and `look` tells the driver.
 
 `run_quota` is called once a run (jobs/run), travels in `Context.quota`, and gives workers their end of it
-(`RunQuota.ask`). Two runs at once do not know of each other: each paces itself by its own 429s, and a limit that the
-profile tells has to be divided by hand. Their replies are shared all the same, through the ledger.
+(`RunQuota.ask`). On a Ray that others may use too, the rates are decided for all its runs together (`cluster.rates`).
+Runs that do not meet on a Ray do not know of each other: each paces itself by its own 429s, and a limit that the
+profile tells has to be divided by hand. Replies are shared all the same, through the ledger.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 
 from cluster.profile import EMBEDDED, Profile
 from cluster.providers import models
+from cluster.rates import SharedRates, keys_of
+from cluster.session import joins_others
 from empathy.stages import Stage
 from serving.budget import BudgetSpent, Spending, unpriced
 from serving.prices import Prices
@@ -128,14 +131,21 @@ class OnRay:
 
 
 class _Actor(_Heard):
-    """The authority and a clock, in a process of its own."""
+    """The authority and a clock, in a process of its own. `keys`: of providers whose rates runs on this Ray share."""
 
-    def __init__(self, limits: Mapping[Route, Limit], max_usd: float | None):
+    def __init__(self, limits: Mapping[Route, Limit], max_usd: float | None, keys: Mapping[str, str]):
         super().__init__()
-        self._authority = Authority(limits, max_usd)
+        self._authority, self._shared = Authority(limits, max_usd), SharedRates(keys, limits)
 
-    def exchange(self, worker: str, reports: Sequence[Report]) -> list[Grant]:
-        return self._authority.exchange(worker, reports, time.monotonic())
+    async def exchange(self, worker: str, reports: Sequence[Report]) -> list[Grant]:
+        now, authority = time.monotonic(), self._authority
+        shared = [report for report in reports if self._shared.has(report.route)]
+        if not shared:
+            return authority.exchange(worker, reports, now)
+        authority.account(worker, reports, now)
+        own = [report for report in reports if not self._shared.has(report.route)]
+        grants = authority.rates.exchange(worker, own, now) + await self._shared.exchange(worker, shared)
+        return authority.afford(worker, own + shared, grants, time.monotonic())
 
     def look(self) -> Seen:
         return self.seen(self._authority)
@@ -143,10 +153,19 @@ class _Actor(_Heard):
 
 class RunQuota:
     """What all workers of one run ask. `workers` as in the profile's [ask]: 0 keeps it in this process; else it is an
-    actor, started by whoever asks for it first, when Ray is up."""
+    actor, started by whoever asks for it first, when Ray is up. `keys`: of the providers whose rates all runs on this
+    Ray share (`cluster.rates.keys_of`)."""
 
-    def __init__(self, workers: int, limits: Mapping[Route, Limit], prices: Prices, max_usd: float | None = None):
+    def __init__(
+        self,
+        workers: int,
+        limits: Mapping[Route, Limit],
+        prices: Prices,
+        max_usd: float | None = None,
+        keys: Mapping[str, str] | None = None,
+    ):
         self._workers, self._limits, self._prices, self._max_usd = workers, limits, prices, max_usd
+        self._keys = dict(keys or {})
         self._lock = threading.Lock()
         self.seen = Seen(Spending(max_usd, 0.0, 0.0, 0))
         """As of the last `look`."""
@@ -193,7 +212,7 @@ class RunQuota:
         there = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor = ray.remote(num_cpus=0, max_restarts=0)(_Actor)
         name = f"quota-{uuid.uuid4().hex[:8]}"
-        return actor.options(name=name, scheduling_strategy=there).remote(dict(self._limits), self._max_usd)
+        return actor.options(name=name, scheduling_strategy=there).remote(dict(self._limits), self._max_usd, self._keys)
 
 
 def limits(profile: Profile, names: Iterable[str]) -> dict[Route, Limit]:
@@ -219,4 +238,5 @@ def run_quota(pending: Sequence[Stage], profile: Profile, max_usd: float | None 
     unknown = [(name, model) for name in sorted(asked) for model in sorted(asked[name]) if not prices.of(name, model)]
     if max_usd is not None and unknown:
         raise unpriced(unknown)
-    return RunQuota(profile.ask.workers, limits(profile, asked), prices, max_usd)
+    keys = keys_of(profile, asked) if joins_others(profile) else {}
+    return RunQuota(profile.ask.workers, limits(profile, asked), prices, max_usd, keys)

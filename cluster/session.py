@@ -134,6 +134,11 @@ def starting(profile: Profile) -> str:
     return "Ray starts on this machine" if address == "local" else f"Ray at {address} is joined"
 
 
+def joins_others(profile: Profile) -> bool:
+    """Whether this Ray is a cluster that others may use too."""
+    return _address(profile) != "local"
+
+
 def _address(profile: Profile) -> str:
     return os.environ.get("RAY_ADDRESS") or profile.ray.address
 

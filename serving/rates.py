@@ -128,6 +128,18 @@ class Flow:
         entry.seen_at, entry.want, entry.want_tokens = now, report.want, report.want_tokens
         self._divide(now)
 
+    def tell(self, limit: Limit) -> None:
+        """Another one who knows a limit: the lower holds."""
+        known = Limit(
+            _lower(self._known.requests_per_minute, limit.requests_per_minute),
+            _lower(self._known.tokens_per_minute, limit.tokens_per_minute),
+        )
+        if known.requests_per_minute is not None and known.requests_per_minute != self._known.requests_per_minute:
+            self.pace.announce(known.requests_per_minute / 60)
+        if known.tokens_per_minute is not None and known.tokens_per_minute != self._known.tokens_per_minute:
+            self._tokens_per_s, self._most = OF_LIMIT * known.tokens_per_minute / 60, known.tokens_per_minute
+        self._known = known
+
     def grant(self, worker: str, route: Route, now: float) -> Grant:
         """What `worker` has a right to by now."""
         rate = self.pace.decide(now)
@@ -190,6 +202,11 @@ class Flow:
         return min(left, keep)
 
 
+def _lower(one: float | None, other: float | None) -> float | None:
+    known = [value for value in (one, other) if value is not None]
+    return min(known, default=None)
+
+
 def fair_shares(wants: Sequence[float], amount: float) -> tuple[list[float], float]:
     """Max-min fair division: nobody gets more than wanted, and what one does not want goes to the others. (shares,
     rest)"""
@@ -220,6 +237,13 @@ class Rates:
             flow.report(worker, report, now)
             grants.append(flow.grant(worker, report.route, now))
         return grants
+
+    def tell(self, route: Route, limit: Limit, now: float) -> None:
+        """Somebody knows this limit of `route`: where several are told, the lowest holds."""
+        if route in self._flows:
+            self._flows[route].tell(limit)
+        else:
+            self._flows[route] = Flow(limit, now)
 
     def limit(self, route: Route) -> Limit:
         """What is known of `route` beforehand."""

@@ -19,7 +19,7 @@ from serving.prices import Price, Prices
 from serving.providers import ProviderStopped, announced_limit
 from serving.queues import Permit, Queue
 from serving.quota import Asked, Authority, Here
-from serving.rates import Limit, Report, Route, fair_shares
+from serving.rates import Limit, Rates, Report, Route, fair_shares
 
 ROUTE: Route = ("provider", "model")
 BOTH = frozenset({"a", "b"})
@@ -332,3 +332,14 @@ def test_an_authority_that_is_gone_fails_who_waits() -> None:
                     await permits.take(ROUTE, 10, 0.0)
 
     in_loop(work)
+
+
+def test_of_several_limits_that_are_told_the_lowest_holds() -> None:
+    rates = Rates()
+    for rpm, tpm in ((None, None), (6_000, None), (60_000, 600), (12_000, 6_000)):
+        rates.tell(ROUTE, Limit(rpm, tpm), 0.0)
+    assert rates.per_s() == {ROUTE: pytest.approx(0.98 * 100)}
+    (grant,) = rates.exchange("a", [Report(ROUTE, want=1, want_tokens=1e6)], 0.0)
+    assert grant.tokens_per_minute == 600
+    (grant,) = rates.exchange("a", [Report(ROUTE, want=1, want_tokens=1e6)], 1.0)
+    assert grant.tokens == pytest.approx(0.98 * 600 / 60)
