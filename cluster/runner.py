@@ -97,7 +97,7 @@ class _Run:
 
     def make(self) -> None:
         with ExitStack() as up:
-            up.enter_context(_ended_by_signals())
+            up.enter_context(ended_by_signals())
             up.callback(self._end)
             reading = {place_of(stage, self.lanes).lane for stage in self.sources}
             self._start(lambda lane: lane.name in reading)
@@ -107,7 +107,7 @@ class _Run:
             if self._start_is_due():
                 self.context.progress.say(starting(self.context.profile))
                 up.enter_context(ray_session(self.context.profile, self.context.progress.say))
-                up.enter_context(_ended_by_signals())  # Ray has set a handler of its own
+                up.enter_context(ended_by_signals())  # Ray has set a handler of its own
                 up.callback(self._end)  # before Ray is taken down
                 self._start(lambda lane: lane.on_ray(self.context))
             self._follow()
@@ -163,7 +163,7 @@ class _Run:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does. Only the main thread can see to that."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -36,10 +36,11 @@ def serve(
     key_env: str,
     merged: bool = False,
 ) -> int:
-    """Serve until interrupted; `merged`: one student, as weights of its own.
+    """Serve until interrupted (SIGINT or SIGTERM); `merged`: one student, as weights of its own.
 
     Raises ValueError for unknown students, students of several bases, several to merge, and a missing key.
     """
+    from cluster.runner import ended_by_signals
     from cluster.session import ray_session
     from cluster.steps.generating import resources, student_set
     from cluster.weights import fetch, merge
@@ -62,10 +63,15 @@ def serve(
             f"students = {', '.join(names)}: they stand on different bases; serve each base's students apart"
         )
     students = student_set(weights, profile.engine, x.train.precision, list(checkpoints))
-    with ray_session(profile), start_engine(students, http=http, resources=resources(profile.engine)) as running:
-        print(f"{running.url}/v1 serves {', '.join(names)}; the key is in ${key_env}; interrupt to stop", flush=True)
-        try:
+    try:
+        with (
+            ray_session(profile),
+            ended_by_signals(),  # after Ray, which sets a handler of its own
+            start_engine(students, http=http, resources=resources(profile.engine)) as running,
+        ):
+            told = f"{running.url}/v1 serves {', '.join(names)}; the key is in ${key_env}; interrupt to stop"
+            print(told, flush=True)
             running.wait()
-        except KeyboardInterrupt:  # how it is meant to end
-            print("stopped", file=sys.stderr)
+    except KeyboardInterrupt:  # how it is meant to end
+        print("stopped", file=sys.stderr)
     return 0

@@ -173,7 +173,8 @@ def start_engine(
     running = Students(name, 2 * students.max_num_seqs * resources.replicas)
     try:
         begun(running)
-        running.start(_deployment(students, resources, http).bind(students, max(1, int(resources.num_cpus))))
+        most = http.limits.max_new_tokens if http else None
+        running.start(_deployment(students, resources, http).bind(students, max(1, int(resources.num_cpus)), most))
         if http:
             running.open(students, http, key)
     except BaseException:  # nothing that was refused stays up

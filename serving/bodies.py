@@ -22,7 +22,8 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """max_new_tokens: also what a request gets that names none. body_wait_s: for the whole body to arrive."""
+    """max_new_tokens: the most that a request may name; one that names none gets as many, or what its prompt leaves of
+    the model's context where that is less. body_wait_s: for the whole body to arrive."""
 
     max_body_bytes: int = 1 << 20
     max_n: int = 4
@@ -62,7 +63,7 @@ def checked(path: str, body: Json, names: Collection[str], limits: Limits) -> Js
     for name in ("max_tokens", "max_completion_tokens"):
         if _whole(body, name, 1) > limits.max_new_tokens:
             raise Refused(400, f"{name} = {body[name]}: at most {limits.max_new_tokens}")
-    limit = body.get("max_completion_tokens") or body.get("max_tokens") or limits.max_new_tokens
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")  # None: the engine knows what the prompt leaves
     messages = {"messages": _messages(body)} if path == "/v1/chat/completions" else {}
     return body | messages | {"max_tokens": limit}
 

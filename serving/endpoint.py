@@ -47,7 +47,7 @@ class HttpOptions:
             place, remedy = f"key_file = {self.key_file}", "write the key into it (chmod 600)"
         else:
             key = os.environ.get(self.key_env, "").strip()
-            place, remedy = f"key_env = {self.key_env}", "set that environment variable, or give key_file"
+            place, remedy = f"key_env = {self.key_env}", "set that environment variable"
         if not key:
             raise ValueError(f"{place} holds no API key: {remedy}; the endpoint does not start without one")
         return key

@@ -28,7 +28,9 @@ ENGINE_DIED = 70  # exit status of a replica whose engine process died: Serve st
 class StudentEngine:
     """The deployment's class. What a user can mend (a bad adapter, another template) is raised by `ready`."""
 
-    async def __init__(self, students: StudentSet, cpu_threads: int = 1) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, students: StudentSet, cpu_threads: int = 1, max_new_tokens: int | None = None
+    ) -> None:
         started = time.monotonic()
         vllm_engine.set_environment(cpu_threads)
         self.students = students
@@ -36,7 +38,7 @@ class StudentEngine:
         self.alive: dict[str, float] = {}
         log = OwnLog()
         try:
-            await self._start()
+            await self._start(max_new_tokens)
         except Exception as error:  # whatever vLLM raises: it is told as what it means
             found = diagnose(error, log.text())
             if not found.lasting:  # Serve tries again; it hands on the text when it gives up
@@ -45,12 +47,12 @@ class StudentEngine:
         self._looked_s = time.monotonic()
         self.start_s = time.monotonic() - started
 
-    async def _start(self) -> None:
+    async def _start(self, max_new_tokens: int | None) -> None:
         base = Path(self.students.base)
         check_base(base)
         adapters = [read_adapter(name, Path(path), base) for name, path in self.students.adapters.items()]
         check_rendering(self.students)
-        self.engine = vllm_engine.start(self.students, adapters)
+        self.engine = vllm_engine.start(self.students, adapters, max_new_tokens)
         self._loading = asyncio.Lock()
         self.loras = vllm_engine.Loras(self.engine, self.students.zero_name)
         await self.loras.add(adapters)

@@ -62,7 +62,9 @@ def set_environment(cpu_threads: int) -> None:
     }
 
 
-def start(students: StudentSet, adapters: list[Adapter]) -> Any:
+def start(students: StudentSet, adapters: list[Adapter], max_new_tokens: int | None = None) -> Any:
+    """vLLM's engine. `max_new_tokens`: the most that its OpenAI handlers write; to less than that, what the prompt
+    leaves of the context bounds a request that names no limit."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -72,6 +74,8 @@ def start(students: StudentSet, adapters: list[Adapter]) -> Any:
         raise ValueError(f"device = {students.device!r}: the vLLM that is installed runs on {device!r}")
     with_adapters = bool(adapters) or students.later > 0
     options = engine_options(students, adapters) | device_options(device, students, with_adapters)
+    if max_new_tokens is not None:
+        options["override_generation_config"] = {"max_new_tokens": max_new_tokens}
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
 
 

@@ -19,11 +19,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 KEY = "a key of this test"
 BASE, STUDENT = "tiny", "tiny-sft-dpo-direct-rule-teacher-1"
+POSITIONS = 256
+"""Of the student (`tests.experiments`)."""
 
 
 @contextmanager
 def serving(finished: Finished, folder: Path, *words: str) -> Iterator[str]:
-    """The address of `empathy serve` with these students and options."""
+    """The address of `empathy serve` with these students and options; told to end, as a service is, it ends well."""
     work, log = finished.work, folder / "log"
     command = [EMPATHY, "serve", *words, "--file", work.file, "--port", "0", *work.where]
     with started(*command, cwd=folder, log=log, EMPATHY_API_KEY=KEY) as process:
@@ -31,6 +33,9 @@ def serving(finished: Finished, folder: Path, *words: str) -> Iterator[str]:
         found = re.search(r"(http://127\.0\.0\.1:\d+/v1) serves", log.read_text())
         assert found, log.read_text()
         yield found[1]
+        process.terminate()
+        assert process.wait(120) == 0, log.read_text()
+        assert log.read_text().endswith("stopped\n")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,16 @@ def test_students_are_listed_and_disclose_what_they_are(url: str) -> None:
         model=STUDENT, messages=[{"role": "user", "content": "I failed my driving test."}], max_tokens=4
     )
     assert "AI" in answer.to_dict()["metadata"]["ai_disclosure"]
+
+
+def test_a_request_that_names_no_limit_gets_what_its_prompt_leaves(finished: Finished, url: str) -> None:
+    """Not a fixed number of tokens, which is refused where the model's context is shorter."""
+    (messages, _), *_ = judged(finished, STUDENT)
+    chat = client(url).chat.completions.create(model=STUDENT, messages=messages, temperature=0)  # type: ignore[arg-type]
+    text = client(url).completions.create(model=STUDENT, prompt="Once", temperature=0)
+    for usage in (chat.usage, text.usage):
+        assert usage is not None
+        assert 0 < usage.completion_tokens <= POSITIONS - usage.prompt_tokens
 
 
 def test_without_the_key_nothing(url: str) -> None:
