@@ -5,6 +5,9 @@ Bucket:  ledger/replies/WRITER/00001.jsonl, ... by group commit: the next chunk 
          every 256 chunks also as one 00001-00256.jsonl, which later readers take instead. Until then a line is kept
          on the machine's disk (`serving.spools`): what a killed writer had not put yet, the next reader there puts.
 
+Each reads the other's layout too: a store may be copied from a bucket into a folder, or back, and what was paid for
+comes along.
+
 A line begins with `{"key":"<40 hex digits>"`. Only whole lines count: a line torn by a kill is not there.
 """
 
@@ -14,6 +17,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from glob import glob
 from typing import Protocol
 
 from empathy.files import Files
@@ -75,9 +79,9 @@ class FolderJournals:
         return f"{self._folder}/{writer}.jsonl"
 
     def writers(self) -> list[str]:
-        if not os.path.isdir(self._folder):
-            return []
-        return sorted(name.removesuffix(".jsonl") for name in os.listdir(self._folder) if name.endswith(".jsonl"))
+        """Each chunk of a copied bucket counts as a writer's journal; its segments hold the same lines again."""
+        names = sorted(glob("*.jsonl", root_dir=self._folder) + glob("*/*.jsonl", root_dir=self._folder))
+        return [name.removesuffix(".jsonl") for name in names if "-" not in name]
 
     def fetch(self, writer: str) -> Iterator[Block]:
         start = self._fetched.get(writer, 0)
@@ -142,6 +146,7 @@ class BucketJournals:
         self._spools = spools.folder_of(files)
         self._spool = spools.Spool(self._spools, writer)
         self._segments: dict[str, list[str]] | None = None
+        self._copied: dict[str, str | None] = {}
         self._waiting: list[bytes] = []
         self._segment: list[bytes] = []
         self._chunks = 0
@@ -152,11 +157,14 @@ class BucketJournals:
 
     def writers(self) -> list[str]:
         paths = self._files.list(FOLDER, recursive=True)
+        chunks = [path for path in paths if path.count("/") > FOLDER.count("/") + 1]
+        for path in set(paths).difference(chunks):  # a folder's journal
+            self._copied.setdefault(path.rsplit("/", 1)[1].removesuffix(".jsonl"), path)
         self._segments = {}
-        for path in paths:
+        for path in chunks:
             if "-" in path.rsplit("/", 1)[1]:
                 self._segments.setdefault(path.split("/")[-2], []).append(path)
-        return sorted({path.split("/")[-2] for path in paths} | set(spools.writers(self._spools)))
+        return sorted({path.split("/")[-2] for path in chunks} | set(spools.writers(self._spools)) | set(self._copied))
 
     def _keep(self, data: bytes) -> int:
         with self._lines_lock:
@@ -168,6 +176,10 @@ class BucketJournals:
     def fetch(self, writer: str) -> Iterator[Block]:
         if writer == self._writer:
             return
+        if (copied := self._copied.get(writer)) is not None:
+            self._copied[writer] = None  # nobody appends to it here: once is enough
+            lines, newline, _ = self._files.read(copied).rpartition(b"\n")
+            yield self._keep(lines + newline), lines + newline
         for path in (self._segments or {}).pop(writer, []):
             first, last = path.rsplit("/", 1)[1].removesuffix(".jsonl").split("-")
             if int(first) == self._next.get(writer, 1):
