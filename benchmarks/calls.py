@@ -2,8 +2,10 @@
 
 The limit is the provider's: 1,000 requests a second, each answered after 500 ms, 429 for what comes too early
 (`benchmarks.provider`). Bars: a known limit is used to 95% with at most 0.5% of 429s; an unknown one to 90% after
-15 s, and again 15 s after it changes (halved, then doubled); 0.5 ms of CPU a call, ledger included. The workers, the
-quota and the provider share this machine: `machine_busy` near 1 says that its CPU was the limit, not the provider.
+15 s, and again 15 s after it changes (halved, then doubled); 0.5 ms of CPU a call, ledger included. Then two runs ask
+at once and both are told the limit: as on a cluster, where they share their pace, and as on machines that do not know
+of each other. The workers, the quota and the provider share this machine: `machine_busy` near 1 says that its CPU was
+the limit, not the provider.
 """
 
 from __future__ import annotations
@@ -89,9 +91,12 @@ def measure(
     told: Limit,
     spans: Mapping[str, tuple[float, float, float]],
     workers: list[Any],
+    runs: int = 1,
+    key: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run all workers against a provider with `limits`, of which they are `told`. `spans`: what -> (since, until,
-    limit) in seconds and requests a second."""
+    limit) in seconds and requests a second. Workers belong to `runs` runs in turn, which share their pace if a `key`
+    is given."""
     import psutil
     import ray
 
@@ -100,10 +105,12 @@ def measure(
 
     seconds = max(until for _, until, _ in spans.values())
     in_flight = math.ceil(1.4 * limits.per_s * (LATENCY_S + 0.15) / len(workers))
-    quota = RunQuota(len(workers), {ROUTE: told}, Prices()).ask()
+    keys = {ROUTE[0]: key} if key else {}
+    quotas = [RunQuota(len(workers), {ROUTE: told}, Prices(), keys=keys).ask() for _ in range(runs)]
+    asking = [(worker, quotas[k % runs]) for k, worker in enumerate(workers)]
     with provider(limits, LATENCY_S) as url:
         psutil.cpu_percent()
-        costs = ray.get([worker.ask.remote(url, quota, in_flight, seconds + 0.5, name) for worker in workers])
+        costs = ray.get([worker.ask.remote(url, quota, in_flight, seconds + 0.5, name) for worker, quota in asking])
         busy, served = psutil.cpu_percent() / 100, counts(url)
     cpu_ms = sum(cost["cpu_s"] for cost in costs) / sum(cost["answers"] for cost in costs) * 1000
     return [
@@ -122,7 +129,7 @@ def measure(
 
 
 def at_rate(per_s: float, workers: list[Any], quick: bool) -> list[dict[str, Any]]:
-    """A known limit, then an unknown one that is halved and doubled again."""
+    """A known limit, then an unknown one that is halved and doubled again, then a known one for two runs."""
     known_s, change_s = (10.0, 22.0) if quick else (30.0, 30.0)
     half = per_s / 2
     changes = ((change_s, half), (2 * change_s, per_s))
@@ -135,6 +142,8 @@ def at_rate(per_s: float, workers: list[Any], quick: bool) -> list[dict[str, Any
     return [
         *measure("known", Limits(per_s), told, {"": (2.0, known_s, per_s)}, workers),
         *measure("unknown", Limits(per_s, changes=changes), Limit(), spans, workers),
+        *measure("two runs", Limits(per_s), told, {"": (2.0, known_s, per_s)}, workers, 2, "the key of both"),
+        *measure("two runs apart", Limits(per_s), told, {"": (2.0, known_s, per_s)}, workers, 2),
     ]
 
 

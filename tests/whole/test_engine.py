@@ -13,6 +13,7 @@ import ray
 
 from serving.app import Completion, Resources, StudentRequest, Students, StudentSet, Unanswered, start_engine
 from serving.students import renderer, rendering_sha256
+from tests.cluster import named
 from tests.tiny import TEMPLATE, greedy_replies, tiny_adapter, tiny_set
 
 TEXTS = [
@@ -130,17 +131,10 @@ def test_a_request_that_cannot_be_answered_costs_only_itself(engine: Students, r
     assert "base, kind, wise" in answers["nobody"].reason
 
 
-def _descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    children = sorted({int(child) for thread in threads for child in (thread / "children").read_text().split()})
-    return children + [grandchild for child in children for grandchild in _descendants(child)]
-
-
 def _engine_core(pid: int) -> int:
     """The process id of the replica's EngineCore (it names itself so)."""
-    (core,) = [child for child in _descendants(pid) if "EngineCore" in Path(f"/proc/{child}/cmdline").read_text()]
-    return core
+    (core,) = named(pid, "EngineCore")
+    return int(core.pid)
 
 
 def _ended(pid: int) -> bool:
