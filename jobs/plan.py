@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from cluster import profile as profiles
 from cluster.embedded import check_models
+from cluster.lengths import check_room
 from cluster.profile import Profile
 from empathy import doors, experiment
 from empathy.experiment import Experiment
@@ -61,6 +62,7 @@ def text(
     finished = store.finished(walk([lowered.report]))
     to_make, whole = (missing(ends, lambda stage: stage.key in finished) for ends in (targets, [lowered.report]))
     check_models(whole)
+    check_room(whole, profile)
     doors.check(to_make, store, whole)
     view = View(stages, finished, store)
     lines = [

@@ -87,11 +87,13 @@ def _make(
 ) -> int:
     """0, or 1 when some stage was not made, or 130 when the run was told to end; said with the command that goes on,
     which is `go_on` of a cap in dollars that lets it get further."""
-    from cluster import bases, embedded, providers, runner
+    from cluster import bases, embedded, lengths, providers, runner
     from cluster.quota import run_quota
 
     pending = runner.to_make(targets, store)
-    embedded.check_models(runner.to_make([whole], store))
+    later = runner.to_make([whole], store)
+    embedded.check_models(later)
+    lengths.check_room(later, profile)
     bases.check(bases.needed(pending), profile)
     quota = run_quota(pending, profile, max_usd)
     try:

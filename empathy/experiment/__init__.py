@@ -78,18 +78,34 @@ class Experiment(Section):
         unknown = [n for n in self.grid.student if n not in self.students]
         if unknown:
             raise ValueError(f"grid.student = {unknown[0]!r}: no such student; there are {', '.join(self.students)}")
-        for name, student in self.students.items():
-            if student.init == "random" and self.train.max_length_tokens > student.size.positions:
-                raise ValueError(
-                    f"train.max_length_tokens = {self.train.max_length_tokens}: students.{name} has "
-                    f"{student.size.positions} positions (size.positions); make them as many, or train on less"
-                )
+        self._check_students()
         for arms in self.arms:
             self._check_teachers(arms)
             self._check_strategies(arms)
         if self.ratings and self.teacher and self.teacher.unrated_is_good:
             raise ValueError("unrated_is_good = true beside [ratings]: the judge rates every reply; remove one of them")
         return self
+
+    def _check_students(self) -> None:
+        for name, student in self.students.items():
+            if same := [other for other in self.students if other != name and self.students[other] == student]:
+                raise ValueError(
+                    f"students.{name}: is the same as students.{same[0]}, and would be compared with itself; remove one"
+                )
+            if student.init == "random":
+                self._check_positions(name, student.size.positions)
+
+    def _check_positions(self, name: str, positions: int) -> None:
+        if self.train.max_length_tokens > positions:
+            raise ValueError(
+                f"train.max_length_tokens = {self.train.max_length_tokens}: students.{name} has "
+                f"{positions} positions (size.positions); make them as many, or train on less"
+            )
+        if self.generate.max_tokens >= positions:
+            raise ValueError(
+                f"generate.max_tokens = {self.generate.max_tokens}: students.{name} has {positions} positions "
+                "(size.positions) for prompt and reply together; make them more, or the replies shorter"
+            )
 
     def _check_teachers(self, arms: Arms) -> None:
         recorded = list(self.data.source.responders)

@@ -12,6 +12,11 @@ from empathy.sources.clean import Bad, clean
 from empathy.sources.jsonl import read_jsonl
 from tests.experiments import tiny_file
 
+SAME = """init = "random"
+size = { vocab = 400, hidden = 64, layers = 2, heads = 2, kv_heads = 1, intermediate = 64, positions = 256 }
+raise.source = { type = "jsonl", path = "RAISING" }
+raise.optimiser = { learning_rate = 2e-3, epochs = 1, batch_examples = 8 }"""
+
 CASES = {
     "no regime": ('["sft", "sft+dpo"]', "[]", "grid.regime"),
     "no seed": ('["sft", "sft+dpo"]', '["sft"]\nseed = []', "grid.seed"),
@@ -22,6 +27,12 @@ CASES = {
     "a student's name with a path": ("[students.tiny]", '[students."../x"]', "students.../x = '../x'"),
     "shared heads": ("kv_heads = 1", "kv_heads = 3", "size.kv_heads = 3: must divide size.heads = 2"),
     "few positions": ("max_length_tokens = 250", "max_length_tokens = 300", "students.tiny has 256 positions"),
+    "no room for a prompt": (
+        "[generate]\nmax_tokens = 16",
+        "[generate]\nmax_tokens = 256",
+        "generate.max_tokens = 256: ",
+    ),
+    "a student twice": ("[students.tiny.raise]", f"[students.twin]\n{SAME}\n[students.tiny.raise]", "is the same as"),
     "no test": ("test_fraction = 0.25", "test_fraction = 0.0", "test_fraction = 0"),
     "no train": ("test_fraction = 0.25", "test_fraction = 0.6, valid_fraction = 0.4", "nothing is left to train on"),
     "brackets": ("[data]", f"x = {'[' * 5000}\n[data]", "not valid TOML"),
@@ -32,7 +43,8 @@ CASES = {
 def test_an_experiment_is_refused(case: str, tmp_path: Path) -> None:
     old, new, said = CASES[case]
     file = tiny_file(tmp_path)
-    file.write_text(file.read_text().replace(old, new, 1))
+    text = file.read_text().replace(old, new, 1).replace("RAISING", str(tmp_path / "raising.jsonl"))
+    file.write_text(text)
     with pytest.raises(ValueError, match=r"tiny\.toml") as told:
         experiment.load(file)
     assert said in str(told.value)

@@ -50,6 +50,22 @@ def test_what_a_finished_stage_was_made_from_is_missed_aloud(
     assert f"nothing to make: all stages are in {store.url}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_replies_that_leave_a_prompt_no_room_are_told_before_anything_is_made(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine would say so when every student is trained."""
+    file, profile = tiny_file(tmp_path), profile_file(tmp_path, "[engine]\nmax_model_len = 64\n")
+    words = [command, str(file), "--on", str(profile), "--store", str(tmp_path / "store"), "--until", "dialogues"]
+    text = file.read_text()
+    file.write_text(text.replace("max_tokens = 16", "max_tokens = 64"))
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "generate.max_tokens = 64: leaves no prompt any room in max_model_len = 64" in said
+    file.write_text(text.replace("max_tokens = 16", "max_tokens = 63"))
+    assert cli.main(words) == 0
+
+
 @pytest.mark.parametrize("url", ["s3:/bucket/prefix", "s3:bucket"])
 def test_a_bucket_with_a_slash_too_few_is_no_folder(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ledger", "--store", url]) == 2
