@@ -1,4 +1,4 @@
-"""Do a profile's engines hold what an experiment asks of them? Looked at before anything is made; imports nothing heavy."""
+"""Do the engines of a profile hold what an experiment asks of them? Told before anything is made."""
 
 from __future__ import annotations
 
