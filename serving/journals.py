@@ -13,6 +13,7 @@ A line begins with `{"key":"<40 hex digits>"`. Only whole lines count: a line to
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from glob import glob
 from typing import Protocol
 
-from empathy.files import Files
+from empathy.files import Files, naming
 from empathy.folder import FolderFiles
 from serving import spools
 
@@ -151,6 +152,7 @@ class BucketJournals:
         self._segment: list[bytes] = []
         self._chunks = 0
         self._error: OSError | None = None
+        self._full: OSError | None = None
         self._changed = threading.Condition()
         self._lines_lock = threading.Lock()
         self._busy = False
@@ -169,7 +171,9 @@ class BucketJournals:
     def _keep(self, data: bytes) -> int:
         with self._lines_lock:
             place = self._kept
-            os.pwrite(self._lines.fileno(), data, place)
+            with naming(tempfile.gettempdir()):
+                if os.pwrite(self._lines.fileno(), data, place) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._kept += len(data)
             return place
 
@@ -208,16 +212,28 @@ class BucketJournals:
         return os.pread(self._lines.fileno(), size, place)
 
     def append(self, line: bytes) -> int:
-        place = self._keep(line)
         with self._changed:
-            self._spool.append(line)
+            place = self._keep_here(line)
             if self._error:
                 raise self._error
             self._waiting.append(line)
             if not self._busy:
                 self._busy = True
                 threading.Thread(target=self._commit, name="ledger-commit", daemon=True).start()
+        if self._full:
+            raise self._full
         return place
+
+    def _keep_here(self, line: bytes) -> int:
+        """Its place, unless this machine's disk is full. The bucket is not: what was paid for goes there all the same,
+        and the spool, which would lack it, is not written any more."""
+        if self._full is None:
+            try:
+                self._spool.append(line)
+                return self._keep(line)
+            except OSError as error:  # raised by `append` when the line is on its way
+                self._full = error
+        return -1
 
     def _commit(self) -> None:
         """Put chunk after chunk until nothing waits."""

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,32 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     ours.symlink_to(tmp_path)
     with pytest.raises(PermissionError, match="TMPDIR"):
         BucketJournals(FolderFiles(str(tmp_path / "store")), WRITER).append(LINES[0])
+
+
+def test_a_full_disk_here_loses_nothing_that_the_bucket_has_room_for(tmp_path: Path) -> None:
+    """The disk as a limit on the size of files, which the bucket's chunks stay under: the third line does not fit."""
+    code = """
+    import resource, sys, time
+    from empathy.folder import FolderFiles
+    from serving.journals import BucketJournals
+    from tests.unit.test_spools import LINES, WRITER
+    files = FolderFiles(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(2.5 * len(LINES[0])),) * 2)
+    journals = BucketJournals(files, WRITER)
+    for line in LINES:
+        try:
+            journals.append(line)
+        except OSError as error:
+            print(error.filename)
+        journals.flush()
+    journals.close()
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "bucket")]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    spool = spools.folder_of(FolderFiles(str(tmp_path / "bucket"))) / f"{WRITER}.jsonl"
+    assert done.stdout.splitlines() == [str(spool)] * 3, "each is told, and says which file"
+    assert not spool.exists()
+    assert fetched(BucketJournals(FolderFiles(str(tmp_path / "bucket")), "b" * 16)) == b"".join(LINES)
 
 
 if __name__ == "__main__":
