@@ -20,7 +20,9 @@ from empathy.records import Estimate
 from empathy.report import book as words
 from empathy.report import drops
 from empathy.report.book import Book, Check, opponent_kind
+from empathy.report.cells import Cells
 from empathy.report.plots import figures
+from empathy.report.settings import settings
 from empathy.stages import Stage, walk
 from empathy.stats.clustered import Interval
 
@@ -101,6 +103,7 @@ def draw_page(
         labels={s.key: s.label for s in walk([stage])},
         kinds={s.key: s.kind for s in walk([stage])},
         estimates_csv=as_csv(with_names),
+        settings=settings(Cells(stage)),
         **_tables(book, content, drops.screens(stage)),
     )
     page, whole = out_dir / "report.html", out_dir / ".report.html"
