@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from empathy.artifact import Artifact, CorruptError, File, inside, parse, parse_file, parse_manifest
 from empathy.columns import to_table
-from empathy.files import Files, open_files, sha256_of
+from empathy.files import FULL, Files, open_files, sha256_of
 from empathy.specs import KINDS
 from empathy.stages import Stage, key_of
 from empathy.version import commit
@@ -99,11 +99,22 @@ class Writer:
     def add_file(self, name: str, source: Path | bytes) -> None:
         """Add a file that readers know as `name` (a relative path). A Path is streamed: may be larger than memory."""
         path = f"files/{self.nonce}/{inside(name)}"
-        if isinstance(source, bytes):
-            self._files.write(f"{self.folder}/{path}", source)
-            self._named[name] = File(path, *sha256_of([source]))
-        else:
-            self._named[name] = File(path, *self._files.upload(f"{self.folder}/{path}", source))
+        try:
+            if isinstance(source, bytes):
+                self._files.write(f"{self.folder}/{path}", source)
+                self._named[name] = File(path, *sha256_of([source]))
+            else:
+                self._named[name] = File(path, *self._files.upload(f"{self.folder}/{path}", source))
+        except OSError as error:
+            if error.errno in FULL:  # what nobody will name takes the room of what comes after it
+                self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Remove the files that this attempt has added."""
+        self._named.clear()
+        for path in self._files.list(f"{self.folder}/files/{self.nonce}", recursive=True):
+            self._files.delete(path)
 
     def add_folder(self, folder: Path, prefix: str = "") -> None:
         """Add every file under `folder`."""
@@ -220,7 +231,14 @@ class Store:
     ) -> Iterator[Artifact]:
         """All finished artifacts, of one kind or of all, by kind and key. One whose manifest is corrupt is told to
         `damaged` and left out; without it, raises CorruptError."""
-        folders = [f"{k}/{key}" for k in ([kind] if kind else sorted(KINDS)) for key in self.files.folders(k)]
+        return self.named(
+            [f"{k}/{key}" for k in ([kind] if kind else sorted(KINDS)) for key in self.files.folders(k)], damaged
+        )
+
+    def named(self, names: Iterable[str], damaged: Callable[[CorruptError], None] | None = None) -> Iterator[Artifact]:
+        """Those of the artifacts of these names ("KIND/KEY") that are finished, many read at once; `damaged` as in
+        `artifacts`."""
+        folders = list(names)
         for first in range(0, len(folders), MANIFESTS_AT_ONCE):
             some = folders[first : first + MANIFESTS_AT_ONCE]
             manifests = self.files.read_many([f"{folder}/{MANIFEST}" for folder in some])

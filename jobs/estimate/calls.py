@@ -88,13 +88,17 @@ def _bill(provider: str, model: str, stages: list[Stage], view: View, held: Held
 
 
 def a_row(stage: Stage, view: View) -> tuple[Amount, Amount]:
-    """What one row (a reply, a verdict) takes: as expected, and at most."""
-    return tuple(_verdict(stage, view) if isinstance(stage.spec, VerdictsSpec) else _reply(stage, view))  # type: ignore[return-value]
+    """What one row (a reply, a verdict) takes: as expected, and at most, which is never less."""
+    low, high = _verdict(stage, view) if isinstance(stage.spec, VerdictsSpec) else _reply(stage, view)
+    assert low.requests <= high.requests
+    assert low.tokens_in <= high.tokens_in
+    assert low.tokens_out <= high.tokens_out
+    return low, high
 
 
 def _reply(stage: Stage, view: View) -> Iterator[Amount]:
     """A chat of one or several turns; each turn is shown all turns and answers before it. At most: the answers, and
-    another's that is improved on, at their limits."""
+    another's that is improved on, at their limits (which no expected answer is over)."""
     spec = stage.spec
     assert isinstance(spec, RepliesSpec)
     assert isinstance(spec.responder, Teacher)
@@ -110,10 +114,7 @@ def _reply(stage: Stage, view: View) -> Iterator[Amount]:
             for t in teacher.turns
         ]
         answer = view.reply_tokens(stage, corpus, at_most)
-        shown = [
-            system + sum(turns[: k + 1]) + k * (min(answer, teacher.max_tokens) + MESSAGE_TOKENS)
-            for k in range(len(turns))
-        ]
+        shown = [system + sum(turns[: k + 1]) + k * (answer + MESSAGE_TOKENS) for k in range(len(turns))]
         yield Amount(len(turns), sum(shown), len(turns) * answer)
 
 
@@ -128,7 +129,7 @@ def _verdict(stage: Stage, view: View) -> Iterator[Amount]:
     compared = [stage.inputs[side] for side in ("a", "b") if side in stage.inputs]
     replies = sum(min(cap, view.reply_tokens(side, corpus)) for side in compared)
     mode = "rubric" if isinstance(judge, Rubric) else judge.mode
-    expected = min(view.answer_tokens("verdicts", judge.model, JUDGE_TOKENS[mode]), judge.max_tokens)
+    expected = view.answer_tokens(stage, JUDGE_TOKENS[mode], judge.max_tokens)
     yield Amount(1, shown + replies, expected)
     attempts = 1 if mode == "paper" else judge.attempts
     yield Amount(1, shown + len(compared) * cap, judge.max_tokens) * attempts

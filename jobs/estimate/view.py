@@ -12,6 +12,7 @@ from empathy.stages import Stage
 from empathy.store import Store
 from jobs.estimate import REPLY_WORDS, TOKENS_PER_WORD, tokens
 from jobs.estimate.corpus import Corpus, look, mean
+from jobs.estimate.measured import answer_tokens, asked
 
 if TYPE_CHECKING:  # slow to load
     import polars as pl
@@ -26,7 +27,7 @@ class View:
         self._examples: dict[str, int | None] = {}
         self._chose: dict[tuple[Any, ...], int] = {}
         self._tables: dict[str, pl.DataFrame] = {}
-        self._measured = self._measure(stages)
+        self._measured = answer_tokens(store, (stage for stage in stages if stage.key in finished))
 
     def corpus(self, stage: Stage) -> Corpus:
         """The dialogues that a stage is about (or is)."""
@@ -37,22 +38,10 @@ class View:
 
     # ---- lengths
 
-    def _measure(self, stages: Iterable[Stage]) -> dict[tuple[str, str], float]:
-        """(kind, model) -> mean tokens of an answer in the first part of one finished stage."""
-        found: dict[tuple[str, str], float] = {}
-        for stage in stages:
-            model = asked_model(stage)
-            if model is None or stage.key not in self.finished or (stage.kind, model[1]) in found:
-                continue
-            artifact = self.store.get(stage)
-            said = artifact.table(0).column("tokens_out").drop_null().to_pylist() if artifact.parts else []
-            if said:
-                found[stage.kind, model[1]] = mean(said)
-        return found
-
-    def answer_tokens(self, kind: str, model: str, assumed: float) -> float:
-        """What an answer of the model costs: measured in this store, else `assumed`."""
-        return self._measured.get((kind, model), assumed)
+    def answer_tokens(self, stage: Stage, assumed: float, limit: int) -> float:
+        """What one answer of whom the stage asks costs: measured in this store, else `assumed`; never over `limit`."""
+        who = asked(stage.identity["spec"])
+        return min(self._measured.get(who, assumed) if who else assumed, limit)
 
     def reply_tokens(self, replies: Stage | None, corpus: Corpus, at_most: bool = False) -> float:
         """Mean tokens of the replies of a stage; of the human's without one. `at_most`: a teacher's at its limit."""
@@ -60,12 +49,13 @@ class View:
         assert isinstance(spec, RepliesSpec)
         if isinstance(spec.responder, Recorded):
             return tokens(corpus.reply_chars(spec.responder.responder))
-        if replies is not None and isinstance(spec.responder, Pooled):
+        assert replies is not None, "the human's are recorded"
+        if isinstance(spec.responder, Pooled):
             return mean(self.reply_tokens(replies.inputs[name], corpus, at_most) for name in _pooled(replies))
+        assert isinstance(spec.responder, Teacher | Student)
         if at_most and isinstance(spec.responder, Teacher):
             return float(spec.responder.max_tokens)
-        model = spec.responder.model if isinstance(spec.responder, Teacher) else ""
-        return self.answer_tokens("replies", model, REPLY_WORDS * TOKENS_PER_WORD)
+        return self.answer_tokens(replies, REPLY_WORDS * TOKENS_PER_WORD, spec.responder.max_tokens)
 
     # ---- numbers
 

@@ -13,7 +13,7 @@ from cluster.profile import Profile, ProviderPlace
 from empathy import experiment, replies
 from empathy.experiment import Experiment
 from empathy.lower import Lowered, lower
-from empathy.records import Dialogue, Verdict
+from empathy.records import Dialogue
 from empathy.requests import Answer
 from empathy.sources import parse
 from empathy.sources.reader import Reader
@@ -128,18 +128,6 @@ def test_what_the_ledger_holds_is_not_asked_again(tmp_path: Path, store: Store) 
             ledger.record(next(replies.ask(stage.spec.responder, dialogue, None)), Answer("I see."))
         bill = bill_of(bills(to_make, view, Held(ledger), Profile()), "rule-teacher")
     assert (bill.held, bill.low.requests, bill.high.requests) == (10, N - 10, N - 10)
-
-
-def test_a_finished_stage_tells_how_long_answers_are(tmp_path: Path, store: Store) -> None:
-    _, to_make, _ = view_of(tiny(tmp_path, n=N), store)
-    done = next(s for s in to_make if s.kind == "verdicts")
-    writer = store.writer(done)
-    verdicts = [Verdict(str(k), f"d{k}", "g", "rule-judge-1", "robust", "a", 0, "ok", tokens_out=k) for k in (10, 30)]
-    writer.write_records(0, verdicts, Verdict)
-    writer.commit()
-    _, left, view = view_of(tiny(tmp_path, n=N), store)
-    bill = bill_of(bills(left, view, Held(None), Profile()), "rule-judge")
-    assert bill.low.tokens_out / bill.low.requests == pytest.approx(20)
 
 
 def test_dollars_by_hand_a_batch_at_its_share_and_unknown_stays_unknown(tmp_path: Path, store: Store) -> None:
