@@ -22,6 +22,8 @@ Names: TypeAlias = list[str]  # inside the classes `list` is a method
 CHUNK_BYTES = 16 << 20
 """What is held in memory of a large file, times the requests in flight."""
 RACERS = 4
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""No room on a disk, or none left of what a user may have of it."""
 
 
 class Files(ABC):
@@ -135,7 +137,7 @@ class Files(ABC):
 
     def remedy(self, error: OSError) -> str:
         """What a user can do about an error of this place."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             return f"cannot be used ({error}); make room there"
         return f"cannot be used ({error}); name a folder you may write to, on a file system with hard links"
 

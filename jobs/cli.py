@@ -17,8 +17,6 @@ from jobs import choose
 
 PIPE_CLOSED = 141
 """128 + SIGPIPE: what a shell says of a program that wrote on when nobody read any more."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""No room on a disk, or none left of what a user may have of it."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -169,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not _mendable(error):
             raise
+        from empathy.files import FULL
+
         full = "; make room there, and start again: what was made is kept" if error.errno in FULL else ""
         print(f"empathy {args.command}: {error}{full}", file=sys.stderr)
         return 2
@@ -179,6 +179,7 @@ def _mendable(error: OSError) -> bool:
     machine on which Ray does not start."""
     from cluster.session import RayDownError
     from empathy.artifact import CorruptError
+    from empathy.files import FULL
 
     if isinstance(error, CorruptError | PermissionError | RayDownError):  # a bucket's has no number
         return True

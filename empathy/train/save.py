@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from empathy.files import FULL
 from empathy.stages import Stage
 from empathy.train.bench import Bench
 from empathy.train.tokens import Renderer
@@ -94,8 +95,17 @@ def reread_model(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[
 
 def commit(stage: Stage, bench: Bench, renderer: Renderer, weights: Path | None, meta: Mapping[str, Any]) -> None:
     """Commit a checkpoint with what must travel with it. Rank 0 calls this. `weights`: a folder named "model" or
-    "adapter".
+    "adapter". Raises ValueError where it does not fit into the store: trained again, it would not fit again.
     """
+    try:
+        _commit(stage, bench, renderer, weights, meta)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ValueError(f"{error}: make room there") from error
+
+
+def _commit(stage: Stage, bench: Bench, renderer: Renderer, weights: Path | None, meta: Mapping[str, Any]) -> None:
     writer = bench.writer(stage)
     tokenizer_folder = bench.scratch / f"tokenizer-{stage.key}"
     renderer.tokenizer.save_pretrained(tokenizer_folder)
