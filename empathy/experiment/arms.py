@@ -14,6 +14,10 @@ from empathy.specs import METHODS
 Regime = Literal["sft", "dpo", "sft+dpo"]
 
 
+METHOD_OPTIONS = ("both_replies", "rejected", "original", "division")
+"""What [train] says of methods and arms may say otherwise."""
+
+
 class Arms(Section):
     """Some arms: the product of its lists. `teacher` names responders recorded with the data, or the `[teacher]`
     model."""
@@ -27,6 +31,11 @@ class Arms(Section):
     """Which wordings of each strategy; () is the first."""
     screens: Screens | None = None
     """In place of those of [data]."""
+    both_replies: Annotated[tuple[bool, ...], LISTED] = ()
+    rejected: Annotated[tuple[Literal["initial", "human"], ...], LISTED] = ()
+    original: Annotated[tuple[Literal["initial", "human"], ...], LISTED] = ()
+    division: Annotated[tuple[Literal["ratings", "random"], ...], LISTED] = ()
+    """In place of those of [train], so that readings of a method may be arms of one grid; () is what [train] says."""
 
     @field_validator("method")
     @classmethod
@@ -53,7 +62,19 @@ class Arms(Section):
             raise ValueError(
                 f"wording = {list(self.wording)}: it chooses a wording of a strategy; give strategy = [...]"
             )
+        for option in self.options:
+            if lacking := [m for m in self.method if option not in METHODS[m].model_fields]:
+                having = ", ".join(m for m, kind in METHODS.items() if option in kind.model_fields)
+                raise ValueError(
+                    f"{option} = {list(getattr(self, option))}: method {lacking[0]!r} has no such option, it is for "
+                    f"{having}; put that into [[arms]] of its own"
+                )
         return self
+
+    @property
+    def options(self) -> dict[str, tuple[bool | str, ...]]:
+        """The options of methods that these arms set, with their values."""
+        return {name: values for name in METHOD_OPTIONS if (values := getattr(self, name))}
 
     @property
     def rewrites(self) -> bool:
@@ -68,7 +89,7 @@ class Arms(Section):
     @property
     def count(self) -> int:
         """How many arms these are."""
-        lists = (self.method, self.teacher, self.strategy, self.wording)
+        lists = (self.method, self.teacher, self.strategy, self.wording, *self.options.values())
         return math.prod(max(1, len(values)) for values in lists)
 
 

@@ -15,7 +15,8 @@ class Lesson:
     """What a student is to learn, apart from who learns it: a method, whose replies, and which strategy.
 
     `learned` are the replies to become like, `initial` what they improved on (method 3). `wording` is None where the
-    arms choose none. `screens` keep replies out of its training sets.
+    arms choose none. `screens` keep replies out of its training sets. `options` of the method are those that the arms
+    set.
     """
 
     method: AnyMethod
@@ -25,13 +26,15 @@ class Lesson:
     initial: Stage | None = None
     wording: int | None = None
     screens: tuple[str, ...] = ()
+    options: Mapping[str, bool | str] = field(default_factory=dict, hash=False)
 
     @property
     def factors(self) -> dict[str, str]:
         """What tells it from other lessons, as far as it has it."""
         wording = None if self.wording is None else str(self.wording)
         found = {"method": self.method.type, "teacher": self.teacher, "strategy": self.strategy, "wording": wording}
-        return {name: value for name, value in found.items() if value}
+        options = {name: str(value).lower() for name, value in self.options.items()}
+        return {name: value for name, value in found.items() if value} | options
 
     @property
     def name(self) -> str:
@@ -80,7 +83,8 @@ def served_names(cells: Iterable[Cell], bases: Mapping[str, Stage], seeds: int) 
     names = dict(bases)
     whose = {name: f"students.{name}" for name in bases}
     for cell in cells:
-        taught = [f"wording{v}" if k == "wording" else v for k, v in cell.lesson.factors.items()]
+        lesson = cell.lesson
+        taught = [f"{k}{v}" if k == "wording" or k in lesson.options else v for k, v in lesson.factors.items()]
         parts = [cell.student, cell.regime.replace("+", "-"), *taught, *([f"seed{cell.seed}"] if seeds > 1 else [])]
         name = "-".join(parts)
         if name in names:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from empathy import prompts
 from empathy.experiment import Experiment
@@ -62,8 +63,9 @@ class Lessons:
         for arms in self.x.arms:
             axes = (arms.method, arms.teacher or (None,), arms.strategy or (None,), arms.wording or (None,))
             screens = self.x.data.screens if arms.screens is None else arms.screens
-            for values in product(*axes):
-                lesson = replace(self._lesson(*values), screens=screens)
+            for values, said in product(product(*axes), product(*arms.options.values())):
+                options = dict(zip(arms.options, said, strict=True))
+                lesson = replace(self._lesson(*values, options), screens=screens, options=options)
                 if (before := known.setdefault(lesson.name, screens)) != screens:
                     raise ValueError(
                         f"arms.screens = {list(screens)}: {lesson.name} is listed twice, and has {list(before)} there; "
@@ -71,10 +73,12 @@ class Lessons:
                     )
                 yield lesson
 
-    def _lesson(self, name: str, teacher: str | None, strategy: str | None, wording: int | None) -> Lesson:
+    def _lesson(
+        self, name: str, teacher: str | None, strategy: str | None, wording: int | None, options: Mapping[str, Any]
+    ) -> Lesson:
         asked = self.x.teacher
         who = teacher or (asked.model if asked else None)
-        method = self._method(name, who)
+        method = self._method(name, who, options)
         if method.learns == "human":
             return Lesson(method, None, None, self.recorded(HUMAN))
         if method.learns == "answers":
@@ -87,11 +91,11 @@ class Lessons:
         initial = self._answers(teacher)
         return Lesson(method, who, strategy, self.asked(strategy, wording or 0, initial), initial, wording)
 
-    def _method(self, name: str, teacher: str | None) -> AnyMethod:
-        """The method with what [train] says of its options."""
+    def _method(self, name: str, teacher: str | None, arms: Mapping[str, Any]) -> AnyMethod:
+        """The method with what the arms, or else [train], say of its options."""
         asked, kind = self.x.teacher, METHODS[name]
         good = bool(asked and asked.unrated_is_good and teacher == asked.model)
-        options = self.x.train.model_dump() | {"unrated_is_good": good, "least_rating": GOOD}
+        options = self.x.train.model_dump() | {"unrated_is_good": good, "least_rating": GOOD, **arms}
         return kind.model_validate({field: options[field] for field in kind.model_fields if field in options})
 
     # ---- examples

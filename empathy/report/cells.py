@@ -28,6 +28,9 @@ _INPUT = re.compile(
 )
 FACTOR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|$)")
 
+NAMED = ("seed", "both_replies", "rejected", "original", "division")
+"""Factors whose values say nothing without their name."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -173,4 +176,4 @@ def name_of(slot: str, names: Mapping[str, str], factors: Collection[str] | None
 def in_short(text: str, factors: Collection[str]) -> str:
     """The values of those `factors` in a name ("regime=sft method=direct seed=0"); a name without any stays."""
     values = [(k, v) for k, v in FACTOR.findall(text) if k in factors]
-    return " ".join(f"seed {v}" if k == "seed" else v for k, v in values) or text
+    return " ".join(f"{k.replace('_', ' ')} {v}" if k in NAMED else v for k, v in values) or text

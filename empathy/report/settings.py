@@ -52,15 +52,13 @@ def settings(cells: Cells) -> Settings:
 def _of(arm: Responder) -> Iterator[tuple[str, Any]]:
     assert arm.checkpoint
     steps = list(_steps(arm.checkpoint))
-    base = steps[0].inputs["base"].spec
-    assert isinstance(base, CheckpointSpec)
-    yield from _fields("base", base, but=("objective", "seed", "max_length_tokens"))
+    base = steps[0].inputs.get("base", steps[0])
+    yield from _fields("base", base.spec, but=("objective", "seed", "max_length_tokens"))
     for step in steps:
-        spec = step.spec
-        assert isinstance(spec, CheckpointSpec)
-        assert spec.objective
-        yield from _fields(spec.objective.type, spec.objective, but=("type",))
-        yield from _fields("training", spec, but=("base", "objective", "template"))
+        assert isinstance(step.spec, CheckpointSpec)
+        if step.spec.objective:
+            yield from _fields(step.spec.objective.type, step.spec.objective, but=("type",))
+        yield from _fields("training", step.spec, but=("base", "objective", "template"))
     if "examples" in steps[-1].inputs:
         yield from _taught(steps[-1].inputs["examples"])
     if arm.replies:

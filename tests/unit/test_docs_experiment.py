@@ -30,7 +30,14 @@ TABLES = {
     "`[grid]`": experiment.Grid,
     "`[report]`": experiment.Report,
 }
-WORDS = {"none": (None, ()), "all": ((),), "the `[teacher]`": ((),), "the first": ((),), "those of `[data]`": (None,)}
+WORDS = {
+    "none": (None, ()),
+    "all": ((),),
+    "the `[teacher]`": ((),),
+    "the first": ((),),
+    "those of `[data]`": (None,),
+    "that of `[train]`": ((),),
+}
 """Defaults that are told in words, and what they may be."""
 
 

@@ -329,3 +329,34 @@ def test_arms_have_screens_of_their_own_or_those_of_the_data(tmp_path: Path) -> 
 def test_an_arm_named_twice_is_one_arm(tmp_path: Path) -> None:
     twice = lower(tiny(tmp_path, arms=[{"method": "direct"}, {"method": ["direct"]}]))
     assert twice.report.key == lower(tiny(tmp_path)).report.key
+
+
+# ---------------------------------------------------------------- options of methods, by arm
+
+BOTH = {"method": "improve_llm", "strategy": "naive", "rejected": ["initial", "human"]}
+
+
+def test_both_readings_of_method_3_are_arms_of_one_grid(tmp_path: Path) -> None:
+    lowered = lower(tiny(tmp_path, arms=[BOTH], grid__regime=["sft", "sft+dpo"]))
+    assert [cell.name.partition(" method=")[2] for cell in lowered.cells if cell.regime == "sft+dpo"] == [
+        f"improve_llm teacher=rule-teacher-1 strategy=naive rejected={reading} seed=0" for reading in BOTH["rejected"]
+    ]
+    for reading in BOTH["rejected"]:
+        alone = lower(tiny(tmp_path, train__rejected=reading, arms=[BOTH | {"rejected": []}], grid__regime=["sft+dpo"]))
+        (ours,) = [c for c in lowered.cells if c.lesson.options == {"rejected": reading} and c.regime == "sft+dpo"]
+        assert ours.checkpoint.key == alone.cells[0].checkpoint.key, "an arm's option is [train]'s"
+    dpo = [c.checkpoint.key for c in lowered.cells if c.regime == "sft+dpo"]
+    assert len(set(dpo)) == 2
+    assert len(set(lowered.checkpoints)) == len(lowered.bases) + 4
+
+
+def test_an_option_of_another_method_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rejected = \['human'\]: method 'direct' has no such option, .* improve_llm"):
+        tiny(tmp_path, arms=[{"method": "direct", "rejected": "human"}])
+
+
+def test_sft_on_both_replies_and_on_one_are_counted_as_arms(tmp_path: Path) -> None:
+    arms = [{"method": "improve_human", "strategy": ["naive", "cognitive"], "both_replies": [True, False]}]
+    x = tiny(tmp_path, arms=arms, grid__regime=["sft"])
+    assert x.cells == len(lower(x).cells) == 4
+    assert len({cell.checkpoint.key for cell in lower(x).cells}) == 4

@@ -95,7 +95,7 @@ def drops_section(report: tuple[Stage, Store], tmp_path: Path, stages: Sequence[
     content = nothing | {"stand_ins": [], "stages": list(stages), "served": [], "judged": [], "samples": []}
     content |= {"training_sets": training_sets(Cells(stage), store), "sources": sources(stage, store)}
     page = draw_page(stage, [], content, tmp_path, Headline("trial", "?"), store.url).read_text()
-    return page[page.index('<h2 id="drops">') : page.index('<h2 id="artifacts">')]
+    return page[page.index('<h2 id="drops">') : page.index('<h2 id="settings">')]
 
 
 def cells_of(section: str) -> list[list[str]]:
