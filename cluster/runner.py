@@ -73,8 +73,7 @@ def run(
     work = Work(schedule, context.store, context.progress, _total)
     with live(context.progress):
         _Run(work, context, lanes, pending, to_make(whole, context.store)).make()
-    failures = tuple(schedule.failures())
-    return Outcome(work.made, failures, len(failures) + sum(failure.behind for failure in failures))
+    return Outcome(work.made, tuple(schedule.failures()), schedule.unmade)
 
 
 def _asking(pending: Sequence[Stage], context: Context, lanes: Sequence[Lane]) -> dict[str, Route | None]:
@@ -104,7 +103,7 @@ class _Run:
             self._read_sources()
             doors.check(self.pending, self.context.store, self.later)
             self._start(lambda lane: not lane.on_ray(self.context))
-            if self._start_is_due():
+            if self._ray_is_due():
                 self.context.progress.say(starting(self.context.profile))
                 up.enter_context(ray_session(self.context.profile, self.context.progress.say))
                 up.enter_context(ended_by_signals())  # Ray has set a handler of its own
@@ -139,9 +138,12 @@ class _Run:
             if stage.key in self.work.errors:
                 raise self.work.errors[stage.key]
 
-    def _start_is_due(self) -> bool:
-        on_ray = {lane.name for lane in self.lanes if lane.on_ray(self.context)}
-        places = [place for place in self.work.schedule.places() if place.lane in on_ray]
+    def _ray_is_due(self) -> bool:
+        """Waits until something that needs Ray is ready, or nothing will be: a run that fails at its sets once more
+        should not take half a minute for it."""
+        schedule, on_ray = self.work.schedule, {lane.name for lane in self.lanes if lane.on_ray(self.context)}
+        places = [place for place in schedule.places() if place.lane in on_ray]
+        self._follow(lambda: schedule.best(places) is not None or not self.work.may_come(places))
         return not self.work.stopping and self.work.may_come(places)
 
     def _follow(self, true: Any = None) -> None:

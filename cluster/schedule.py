@@ -43,12 +43,14 @@ OPEN = (State.WAITING, State.READY, State.RUNNING, State.HELD)
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage that is not made, why, and how many stages wait behind it. `left`: nothing is wrong with it (a cap)."""
+    """A stage that is not made, why, and how many stages wait behind it (some of them behind others too). `left`:
+    nothing is wrong with it (a cap). `lasting`: it fails the same way another time."""
 
     stage: Stage
     why: str
     behind: int
     left: bool = False
+    lasting: bool = False
 
 
 class Schedule:
@@ -65,6 +67,7 @@ class Schedule:
         self._users: dict[str, list[str]] = defaultdict(list)
         self._waits: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
+        self._lasting: set[str] = set()
         self._ready: dict[Place, list[tuple[int, int, str]]] = defaultdict(list)
         for stage in pending:
             needed = {s.key for s in stage.inputs.values() if s.key in self._stages}
@@ -138,13 +141,14 @@ class Schedule:
             if self._states[stage.key] in OPEN:
                 self._move(stage.key, state)
 
-    def failed(self, stage: Stage, why: str, left: bool = False) -> list[Stage]:
-        """It cannot be made in this run; nor can what stands on it, which is returned. `left`: nothing is wrong with
-        it."""
+    def failed(self, stage: Stage, why: str, left: bool = False, lasting: bool = False) -> list[Stage]:
+        """It cannot be made in this run (`lasting`: nor in another); nor can what stands on it, which is returned.
+        `left`: nothing is wrong with it."""
         with self.changed:
             if self._states[stage.key] not in OPEN:
                 return []
             self._reasons[stage.key] = why
+            self._lasting |= {stage.key} if lasting else set()
             self._move(stage.key, State.LEFT if left else State.FAILED)
             behind = [key for key in self._descendants(stage.key) if self._states[key] is State.WAITING]
             for key in behind:
@@ -200,6 +204,11 @@ class Schedule:
             return [self._stages[key] for key, state in self._states.items() if state is State.HELD]
 
     @property
+    def unmade(self) -> int:
+        """How many stages are not done, each counted once, behind however many failures it waits."""
+        return self.count([state for state in State if state is not State.DONE])
+
+    @property
     def ended(self) -> bool:
         return self.count(OPEN) == 0
 
@@ -212,6 +221,7 @@ class Schedule:
                     why,
                     sum(self._states[k] is State.BEHIND for k in self._descendants(key)),
                     self._states[key] is State.LEFT,
+                    key in self._lasting,
                 )
                 for key, why in self._reasons.items()
             ]

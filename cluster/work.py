@@ -19,7 +19,7 @@ from types import MappingProxyType
 from cluster.lease import Lease, is_free, try_lease
 from cluster.progress import Progress
 from cluster.schedule import OPEN, Place, Schedule, State
-from empathy.stages import Stage
+from empathy.stages import LastingError, Stage
 from empathy.store import FencedError, Store
 from serving.budget import BudgetSpent
 from serving.providers import ProviderDown, ProviderStopped
@@ -141,7 +141,8 @@ class Work:
         if isinstance(error, BaseException) and not isinstance(error, MENDABLE):
             self.progress.say("".join(traceback.format_exception(error)))
         why = error if isinstance(error, str) else str(error) if isinstance(error, MENDABLE) else _named(error)
-        self.progress.failed(stage, why, self.schedule.failed(stage, why))
+        lasting = isinstance(error, LastingError)
+        self.progress.failed(stage, why, self.schedule.failed(stage, why, lasting=lasting))
 
     def leave(self, stage: Stage, why: str) -> None:
         """It is left unmade, and nothing is wrong with it."""

@@ -12,6 +12,7 @@ from empathy.methods import Said
 from empathy.records import HUMAN
 from empathy.screens import screened
 from empathy.specs import ExamplesSpec
+from empathy.stages import LastingError
 from empathy.twins import Keys, reply_numbers
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Choice:
     def candidates(self, cases: pl.DataFrame, screens: Sequence[str], repeated: Keys) -> pl.DataFrame:
         """The cases that the method selects, with the `reason` why one gives no example, null where it gives some.
 
-        `repeated` are the numbers of replies that an earlier dialogue has too. Raises ValueError naming the first
+        `repeated` are the numbers of replies that an earlier dialogue has too. Raises LastingError naming the first
         dialogue whose selection hangs on a rating that nobody gave; one that a judge did not give is a reason.
         """
         rows = self._wanted(cases).filter(pl.col("wanted").fill_null(True))
@@ -66,7 +67,7 @@ class Choice:
         return int(self._wanted(rows)["wanted"].sum())
 
     def refuse_unrated(self, cases: pl.DataFrame) -> None:
-        """Raises ValueError naming the first case whose selection hangs on a rating that nobody gave."""
+        """Raises LastingError naming the first case whose selection hangs on a rating that nobody gave."""
         self._wanted(cases)
 
     def _wanted(self, cases: pl.DataFrame) -> pl.DataFrame:
@@ -93,7 +94,7 @@ def _screened(rows: pl.DataFrame, who: str, screens: Sequence[str], repeated: Ke
 def _refuse(unrated: pl.DataFrame) -> None:
     for row in unrated.head(1).iter_rows(named=True):
         who = "human" if row["human_rating"] is None else "learned"
-        raise ValueError(
+        raise LastingError(
             f"dialogue {row['id']!r}: its {who} reply has no rating to select by; use a source with ratings "
             '(welivita_pu, or "ratings" in a jsonl), or let a judge rate (a [ratings] table in the experiment); '
             "method direct can do without: unrated_is_good = true in [teacher]"

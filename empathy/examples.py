@@ -24,7 +24,7 @@ from empathy.example_records import demonstrations, preferences
 from empathy.near import Sketches, near_duplicates, sketches
 from empathy.screens import NEAR_DUPLICATE
 from empathy.specs import ExamplesSpec, ImproveLlm
-from empathy.stages import Stage
+from empathy.stages import LastingError, Stage
 from empathy.texts import draws
 from empathy.twins import Held, Keys, reply_numbers, said_keys, talk_keys
 
@@ -70,7 +70,7 @@ def make(stage: Stage, store: Store, writer: Writer) -> None:
     """Write and commit. The artifact's `meta` holds `candidates` (replies that the method selects) and `dropped` by
     reason.
 
-    Raises ValueError when more than `max_dropped` of the candidates are dropped, when no example is left, when a
+    Raises LastingError when more than `max_dropped` of the candidates are dropped, when no example is left, when a
     test dialogue is inside a training set, and when the method needs a rating that nobody gave.
     """
     here = Assembler(stage, store, writer)
@@ -179,7 +179,7 @@ class Assembler:
 
 def _refuse(leaked: list[str]) -> None:
     if leaked:
-        raise ValueError(
+        raise LastingError(
             f"test dialogues inside training: {len(leaked)} training dialogues are also on the test side, for example "
             f'{", ".join(leaked[:5])}; split by group (data.split = "group") or remove the repetitions from the data'
         )
@@ -190,12 +190,12 @@ def _check(spec: ExamplesSpec, total: Tally) -> None:
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(total.drops.items())) or "none dropped"
     what = f"{spec.objective} examples of method {spec.method.type!r} ({spec.split}, {spec.purpose})"
     if dropped > spec.max_dropped * total.candidates:
-        raise ValueError(
+        raise LastingError(
             f"max_dropped = {spec.max_dropped}: {dropped} of {total.candidates} {what} were dropped ({reasons}); "
             "look at the replies, choose other screens, or raise data.max_dropped"
         )
     if not total.rows:
-        raise ValueError(
+        raise LastingError(
             f"no {what}: the method selects {total.candidates} dialogues ({reasons}); "
             "check the split, the ratings, and that the replies are of the same dialogues"
         )

@@ -15,6 +15,10 @@ from empathy.specs import KINDS, Spec
 ABSENT = "(absent)"
 
 
+class LastingError(ValueError):
+    """A stage cannot be made of what its inputs are: it fails the same way whenever it is tried."""
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys, no spaces: one text for one value. ValueError for NaN, TypeError for foreign types."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from empathy.experiment import Experiment
 from empathy.lower import Lowered, lower
@@ -27,9 +27,10 @@ def check_max_usd(max_usd: float | None) -> None:
         raise ValueError(f"--max-usd {max_usd}: must be an amount of US dollars, 0 or more")
 
 
-def lowered(x: Experiment, only: Sequence[str] = ()) -> Lowered:
-    """The experiment's graph, or that of the arms which match one of the patterns. Raises ValueError when none does."""
-    return lower(x, only=tuple(only)) if only else lower(x)
+def lowered(x: Experiment, only: Sequence[str] = (), without: Collection[str] = ()) -> Lowered:
+    """The experiment's graph, or that of the arms which match one of the patterns, less those of the names `without`.
+    Raises ValueError when none does."""
+    return lower(x, tuple(only), without)
 
 
 def targets(graph: Lowered, until: str | None = None) -> list[Stage]:

@@ -6,7 +6,7 @@ needs and never looks for what another arm already has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from empathy import dialogues
@@ -25,15 +25,16 @@ NAIVE = "naive"
 __all__ = ["Cell", "Lesson", "Lowered", "lower"]
 
 
-def lower(experiment: Experiment, only: Sequence[str] = ()) -> Lowered:
+def lower(experiment: Experiment, only: Sequence[str] = (), without: Collection[str] = ()) -> Lowered:
     """The graph of an experiment. Reads sources to hash their content, and nothing else.
 
     `only` keeps the cells whose name ("student=llama regime=sft method=direct teacher=gpt-4 seed=0") one of the
-    patterns matches: each of its words a factor, as it is or as a glob ("regime=sft strategy=*naive"). Their stages
-    have the keys that they have in the whole grid. Raises ValueError for what a user can mend, such as a pattern that
-    matches no cell or says nothing.
+    patterns matches: each of its words is a factor ("regime=sft") or a value ("gpt-4"), as it is or as a glob
+    ("strategy=*naive"). `without` are names of cells to leave out. The stages of those that stay have the keys that
+    they have in the whole grid. Raises ValueError for what a user can mend, such as a pattern that matches no cell or
+    says nothing.
     """
-    return _Lowering(experiment, only).lower()
+    return _Lowering(experiment, only, without).lower()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _Taught:
 class _Lowering:
     """The inputs of the report, slot by slot (`empathy.report.cells` reads them back)."""
 
-    def __init__(self, x: Experiment, only: Sequence[str]):
+    def __init__(self, x: Experiment, only: Sequence[str], without: Collection[str]):
         data = x.data
         self.x = x
         self.dialogues = dialogues.stage(
@@ -57,7 +58,7 @@ class _Lowering:
         self.lessons = Lessons(x, self.dialogues)
         self.students = Students(x, self.lessons)
         self.human = self.lessons.recorded("human")
-        self.wanted = wanted(x, list(self.lessons), only)
+        self.wanted = [w for w in wanted(x, list(self.lessons), only) if w.name not in without]
         self.inputs: dict[str, Stage] = {"dialogues": self.dialogues, "human:replies": self.human}
         self.names: dict[str, str] = {}
         self.cells: list[Cell] = []

@@ -29,7 +29,8 @@ from empathy.store import Store, Writer
 @dataclass(frozen=True)
 class Headline:
     """What the experiment file says about itself, and how commands name it: `command` makes the report again, `file` is
-    the experiment's, `where` the options that say in which store ("--on P --store URL")."""
+    the experiment's, `where` the options that say in which store ("--on P --store URL"). `left_out`: of arms that the
+    file has and the report tells nothing of, each reason with their names."""
 
     name: str
     question: str
@@ -38,6 +39,7 @@ class Headline:
     command: str = ""
     file: str = ""
     where: str = ""
+    left_out: Sequence[tuple[str, Sequence[str]]] = ()
 
 
 def build(stage: Stage, store: Store) -> tuple[list[Estimate], dict[str, Any]]:

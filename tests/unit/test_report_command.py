@@ -73,6 +73,27 @@ def test_the_numbers_of_a_choice_are_made_when_all_that_they_need_is_there(
     assert not store.done(lower(experiment.load(file)).report)
 
 
+def test_arms_that_lack_something_are_left_out_and_named(
+    file: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report of the whole stays to be made; that of the rest lies beside where its page would lie."""
+    lowered = lower(experiment.load(file))
+    sft, both = lowered.cells
+    store.discard("verdicts", lowered.report.inputs[f"{both.slot}:verdicts:human"].key)
+    for _ in range(2):  # made, and then drawn anew
+        assert cli.main(["report", str(file), "--store", store.url]) == 1
+        said = capsys.readouterr()
+        assert f"empathy run {file} --store {store.url}` makes them" in said.err
+        assert "LEFT OUT, 1 of 2 arms (so are comparisons with them):\n  sft+dpo direct\n    verdicts/" in said.out
+        page = Path(said.out.split()[-1])
+        assert page.parent == Path("build/reports/tiny/partial")
+        text = page.read_text()
+        assert "<b>1 arm is left out</b>" in text
+        assert "against the human reply: not made" in text
+    assert not store.done(lowered.report)
+    assert sft.name.split()[1] == "regime=sft"
+
+
 def test_what_is_lacking_is_said_and_not_made(file: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     report = lower(experiment.load(file)).report
     lacking = next(stage for stage in report.inputs.values() if stage.kind == "verdicts")

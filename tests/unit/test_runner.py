@@ -8,7 +8,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,7 +24,7 @@ from cluster.steps.generating import _due, _early
 from cluster.work import Needs, StoppedError, Work
 from empathy.lower import lower
 from empathy.specs import DialoguesSpec, LogprobsSpec, PaperSplit, ReportSpec
-from empathy.stages import Stage, walk
+from empathy.stages import LastingError, Stage, walk
 from empathy.store import Store
 from serving.budget import BudgetSpent
 from serving.providers import ProviderDown
@@ -136,6 +138,40 @@ def test_a_failed_stage_stops_its_own_branch_and_says_how_much_waits(store: Stor
     assert done.open == 3
     assert store.done(stage("good"))
     assert not store.done(behind)
+
+
+def test_what_waits_behind_two_failures_is_counted_once(store: Store) -> None:
+    """a and b fail, and are the inputs of one stage, on which another stands: four are not made."""
+    a, b = stage("a"), stage("b")
+    end = stage("end", stage("both", a, b))
+
+    def make(made: Stage, store: Store) -> None:
+        if made in (a, b):
+            raise ValueError("no")
+
+    done = runner.run([end], context(store), one_lane(make))
+    assert sorted(f.behind for f in done.failures) == [2, 2]
+    assert done.open == 4
+
+
+def test_a_run_that_fails_before_anything_needs_ray_does_not_start_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*args: object) -> NoReturn:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(runner, "ray_session", start)
+    bad = stage("bad")
+
+    def make(made: Stage, store: Store) -> None:
+        if made == bad:
+            raise LastingError("max_dropped = 0.2: too many")
+        commit(store, made)
+
+    here = lane("here", ("dialogues", "report"), make)
+    on_ray = replace(lane("training", ("logprobs",), lambda s, store: commit(store, s)), on_ray=lambda context: True)
+    done = runner.run([score("behind", bad)], context(store), [here, on_ray])
+    assert [(f.stage, f.behind, f.lasting) for f in done.failures] == [(bad, 1, True)]
 
 
 def test_one_of_a_batch_fails_alone(store: Store) -> None:
