@@ -11,15 +11,16 @@ from cluster.lengths import check_room
 from cluster.profile import Profile
 from empathy import doors, experiment
 from empathy.experiment import Experiment
-from empathy.lower import Cell, Lowered
+from empathy.lower import Lowered
 from empathy.specs import KINDS
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 from empathy.words import counted
-from jobs import choose
+from jobs import arms, choose
 from jobs.estimate.calls import Amount, Bill, bills
 from jobs.estimate.compute import work
 from jobs.estimate.held import Held
+from jobs.estimate.sharing import Saved, saved
 from jobs.estimate.sight import Sight
 from jobs.estimate.storage import storage
 from jobs.estimate.view import View, asked_model
@@ -71,7 +72,7 @@ def text(
         "",
         *_stages(stages, finished, to_make),
         "",
-        *_shared(lowered, stages),
+        *_shared(lowered, stages, view, profile),
         *_money(_bills(to_make, view, store, profile), max_usd),
         "",
         *_machines(to_make, view, profile),
@@ -119,53 +120,25 @@ def _stages(stages: Sequence[Stage], finished: set[str], to_make: Sequence[Stage
     yield from (f"{kind:<12}{total[kind]:>8}{done[kind]:>8}{left[kind]:>9}" for kind in KINDS if total[kind])
 
 
-def _shared(lowered: Lowered, stages: Sequence[Stage]) -> Iterator[str]:
+def _shared(lowered: Lowered, stages: Sequence[Stage], view: View, profile: Profile) -> Iterator[str]:
     """What sharing saves, where the whole is planned and there is somebody to share with."""
     if stages[-1] == lowered.report and len(lowered.cells) > 1:
-        shared, apart = counted(len(stages), "stage"), alone(lowered)
+        needed = arms.users(lowered)
+        shared, apart = counted(len(stages), "stage"), needed.total()
         yield f"the arms share work: {shared} instead of {apart:,} if each were run alone"
+        yield from _saved(saved(stages, needed, view, profile))
         yield ""
 
 
-def alone(lowered: Lowered) -> int:
-    """How many stages the arms would make in all if each were an experiment of its own."""
-    return sum(len(of_arm(lowered, cell, index)) for index in [Index(lowered)] for cell in lowered.cells)
-
-
-class Index:
-    """The report's inputs by slot. `common` is what bases, people and teachers are measured on; `bases` are the
-    answers of each student's base."""
-
-    def __init__(self, lowered: Lowered):
-        inputs = lowered.report.inputs
-        self.slots: dict[str, list[Stage]] = {cell.slot: [] for cell in lowered.cells}
-        self.common: list[Stage] = []
-        for name, stage in inputs.items():
-            slot = name.partition(":")[0]
-            if slot in self.slots:
-                self.slots[slot].append(stage)
-            elif stage.kind in ("logprobs", "verdicts"):
-                self.common.append(stage)
-        self.replies = {cell.replies.key for cell in lowered.cells}
-        self.human = inputs["human:replies"]
-        self.bases = {student: inputs[f"base{k}:replies"] for k, student in enumerate(lowered.bases)}
-
-
-def of_arm(lowered: Lowered, cell: Cell, index: Index) -> set[str]:
-    """Keys of the stages of an experiment that has this arm alone: its own, its base's answers, what those and its
-    teacher are measured on, and a report."""
-    others = index.replies - {cell.replies.key}
-    own = [s for s in index.slots[cell.slot] if not any(i.key in others for i in s.inputs.values())]
-    needed = {stage.key for stage in walk([*own, index.human, index.bases[cell.student]])}
-    sides = [index.human, index.bases[cell.student], cell.lesson.learned]
-    compared = {side.key for side in sides if side}  # not what this arm's replies were pooled or improved from
-    common = {s.key for s in index.common if _about(s) <= (compared if s.kind == "verdicts" else needed)}
-    return needed | common | {lowered.report.key}
-
-
-def _about(measured: Stage) -> set[str]:
-    """Keys of what is measured: a checkpoint on a set of examples, or one or two sets of replies."""
-    return {stage.key for name, stage in measured.inputs.items() if name != "dialogues"}
+def _saved(by_sharing: Saved) -> Iterator[str]:
+    """Dollars; nothing where no model sends a bill."""
+    low, high, more = by_sharing.low_usd, by_sharing.high_usd, by_sharing.unknown
+    if low or high:
+        least = "at least " if more else ""
+        saved_usd = f"{least}${low:,.2f} (low) to {least}${high:,.2f} (high)"
+        yield f"  a call that arms share is paid once: that saves {saved_usd}"
+    elif more:
+        yield "  a call that arms share is paid once: the dollars that this saves are unknown"
 
 
 # ---------------------------------------------------------------- money
@@ -183,17 +156,21 @@ def _money(found: Sequence[Bill], max_usd: float | None) -> Iterator[str]:
         yield "calls: none"
         return
     wide = max(20, *(len(f"{bill.provider} {bill.model}") for bill in found)) + 2
-    yield f"{'calls':<{wide}}{'':<6}{'requests':>10}{'tokens in':>14}{'tokens out':>14}{'US dollars':>12}"
+    yield f"{'calls':<{wide}}{'':<6}{'requests':>13}{'tokens in':>16}{'tokens out':>16}{'US dollars':>13}"
     for bill in found:
         for name, amount, what in (("low", bill.low, f"{bill.provider} {bill.model}"), ("high", bill.high, "")):
+            figures = (amount.requests, amount.tokens_in, amount.tokens_out)
+            requests, tokens_in, tokens_out = (_figure(f"{n:,.0f}", n, bill.unknown) for n in figures)
             usd = bill.usd(amount)
-            said = "unknown" if usd is None else f"{usd:,.2f}"
-            yield (
-                f"{what:<{wide}}{name:<6}{amount.requests:>10,.0f}{amount.tokens_in:>14,.0f}"
-                f"{amount.tokens_out:>14,.0f}{said:>12}"
-            )
+            dollars = "unknown" if usd is None else _figure(f"{usd:,.2f}", usd, 0 if bill.free else bill.unknown)
+            yield f"{what:<{wide}}{name:<6}{requests:>13}{tokens_in:>16}{tokens_out:>16}{dollars:>13}"
         yield f"  {_remarks(bill)}"
     yield _total(found, max_usd)
+
+
+def _figure(said: str, known: float, unknown: int) -> str:
+    """A sum that some stages are not in is a lower bound; one that knows of nothing is unknown, and not 0."""
+    return said if not unknown else f">= {said}" if known else "unknown"
 
 
 def _remarks(bill: Bill) -> str:
@@ -217,13 +194,14 @@ def _remarks(bill: Bill) -> str:
 def _total(found: Sequence[Bill], max_usd: float | None) -> str:
     low, high = ([bill.usd(amount) for bill, amount in _ends(found, end)] for end in ("low", "high"))
     known = [sum(usd for usd in end if usd is not None) for end in (low, high)]
-    at_least = "at least " if None in low or any(bill.unknown for bill in found) else ""
+    at_least = "at least " if None in low or any(bill.unknown and not bill.free for bill in found) else ""
     said = f"dollars in all: {at_least}{known[0]:,.2f} (low) to {at_least}{known[1]:,.2f} (high)"
-    if low and all(usd is None for usd in low):
+    billed = [usd for bill, usd in zip(found, low, strict=True) if not bill.free]
+    if billed and all(usd is None for usd in billed):
         said = "dollars in all: unknown"
     if max_usd is None:
         return said
-    if None in low:
+    if any(bill.price is None for bill in found):
         return f"{said}; a cap cannot be kept while a price is unknown: the run would refuse it"
     enough = "covers the high end" if max_usd >= known[1] and not at_least else "may stop the run before its end"
     return f"{said}; the cap of {max_usd:,.2f} {enough}"
@@ -241,7 +219,9 @@ def _machines(to_make: Sequence[Stage], view: View, profile: Profile) -> Iterato
     yield f"{'students':<12}{'stages':>8}{'tokens':>16}{'GPU-hours':>12}"
     for name, done in work(to_make, view, profile).items():
         unknown = f"  {counted(done.unknown, 'stage')} unknown" if done.unknown else ""
-        yield f"{name:<12}{done.stages:>8}{done.tokens:>16,.0f}{_hours(done.hours):>12}{unknown}"
+        tokens = _figure(f"{done.tokens:,.0f}", done.tokens, done.unknown)
+        hours = _figure(_hours(done.hours), done.hours, done.unknown)
+        yield f"{name:<12}{done.stages:>8}{tokens:>16}{hours:>12}{unknown}"
     yield (
         f"  compute alone, without loading: {gpu.tflops:g} TFLOP/s x {gpu.mfu:g}, {gpu.gb_per_s:g} GB/s ([gpu] of the "
         "profile); 6N FLOPs a token full, 4N LoRA, 2N scoring"
@@ -254,8 +234,12 @@ def _hours(hours: float) -> str:
 
 def _storage(to_make: Sequence[Stage], view: View) -> Iterator[str]:
     need = storage(to_make, view)
-    unknown = f"; {counted(need.unknown, 'stage')} unknown" if need.unknown else ""
-    yield f"storage: {_size(need.weights_bytes)} of weights, {_size(need.rows_bytes)} of rows{unknown}"
+    weights = _figure(_size(need.weights_bytes), need.weights_bytes, need.unknown_weights)
+    rows = _figure(_size(need.rows_bytes), need.rows_bytes, need.unknown_rows)
+    unknown = need.unknown_weights + need.unknown_rows
+    yield f"storage: {weights} of weights, {rows} of rows" + (
+        f"; {counted(unknown, 'stage')} unknown" if unknown else ""
+    )
 
 
 def _size(size_bytes: float) -> str:

@@ -53,10 +53,17 @@ class Bill:
     unknown: int = 0
     unlooked: int = 0
 
+    @property
+    def free(self) -> bool:
+        """Whether the model sends no bill, however much it is asked."""
+        return self.price is not None and self.price.usd(1, 1) == 0
+
     def usd(self, amount: Amount) -> float | None:
-        """Dollars; None without a price."""
-        if self.price is None:
-            return None if amount.requests else 0.0
+        """Dollars of what is known; None where that is nothing, and without a price."""
+        if self.free or not (amount.requests or self.unknown):
+            return 0.0
+        if self.price is None or not amount.requests:
+            return None
         return self.share * self.price.usd(amount.tokens_in, amount.tokens_out)
 
 
@@ -82,9 +89,15 @@ def _bill(provider: str, model: str, stages: list[Stage], view: View, held: Held
         one_low, one_high = a_row(stage, view)
         left = max(0.0, rows - (found or 0) / one_low.requests)
         low, high = low + one_low * left, high + one_high * left
-    place = None if provider == EMBEDDED else profile.provider(provider)
-    share = place.batch_price if place and place.batch else 1.0
+    share = share_of_price(provider, profile)
     return Bill(provider, model, profile.price_list.of(provider, model), share, low, high, there, unknown, unlooked)
+
+
+def share_of_price(provider: str, profile: Profile) -> float:
+    """What is paid of the list price: less than 1 through a batch API. Raises ValueError for a provider that nobody
+    knows."""
+    place = None if provider == EMBEDDED else profile.provider(provider)
+    return place.batch_price if place and place.batch else 1.0
 
 
 def a_row(stage: Stage, view: View) -> tuple[Amount, Amount]:

@@ -19,25 +19,24 @@ ROW_BYTES = {"dialogues": 300, "replies": 300, "examples": 450, "logprobs": 110,
 
 @dataclass(frozen=True)
 class Storage:
-    """`unknown` stages are in neither figure."""
+    """`unknown_weights` and `unknown_rows` are the stages that are not in the figures."""
 
     weights_bytes: float = 0.0
     rows_bytes: float = 0.0
-    unknown: int = 0
+    unknown_weights: int = 0
+    unknown_rows: int = 0
 
 
 def storage(to_make: Iterable[Stage], view: View) -> Storage:
     """What will be written; resumable checkpoints, which training removes again, and the ledger are left out."""
-    weights = rows = 0.0
-    unknown = 0
-    for stage in to_make:
-        size = _weights(stage) if stage.kind == "checkpoint" else _rows(stage, view)
-        unknown += size is None
-        if stage.kind == "checkpoint":
-            weights += size or 0
-        else:
-            rows += size or 0
-    return Storage(weights, rows, unknown)
+    to_make = list(to_make)
+    weights = [_weights(stage) for stage in to_make if stage.kind == "checkpoint"]
+    rows = [_rows(stage, view) for stage in to_make if stage.kind != "checkpoint"]
+    return Storage(_sum(weights), _sum(rows), weights.count(None), rows.count(None))
+
+
+def _sum(sizes: Iterable[float | None]) -> float:
+    return sum(size for size in sizes if size is not None)
 
 
 def _weights(stage: Stage) -> float | None:

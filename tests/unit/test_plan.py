@@ -21,6 +21,7 @@ from empathy.specs import DialoguesSpec, RepliesSpec, Teacher
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 from jobs import choose, cli, plan
+from jobs.arms import Index, of_arm, users
 from jobs.estimate.calls import Bill, bills
 from jobs.estimate.compute import work
 from jobs.estimate.held import Held
@@ -225,7 +226,7 @@ def test_a_student_that_nobody_knows_is_unknown_not_nought(tmp_path: Path, store
     _, to_make, view = view_of(x, store)
     done = work(to_make, view, Profile())
     assert done["training"].unknown == done["training"].stages == 2
-    assert storage(to_make, view).unknown == 2
+    assert storage(to_make, view).unknown_weights == 2
     assert "2 stages unknown" in plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
 
 
@@ -285,13 +286,13 @@ def test_arms_alone_are_what_each_would_make_as_an_experiment_of_its_own(
     arms = [{"method": "direct"}, {"method": ["improve_human", "improve_llm"], "strategy": STRATEGIES}]
     lowered = lower(x := tiny(tmp_path, n=N, arms=arms, **changes))
     assert len(lowered.cells) == 13 * 2
-    index, sizes = plan.Index(lowered), []
+    index, sizes = Index(lowered), []
     for cell in lowered.cells:
         report = lower(x, only=[cell.name]).report
         singly = {stage.key for stage in walk([report])}
-        assert plan.of_arm(lowered, cell, index) - {lowered.report.key} == singly - {report.key}, cell.name
+        assert of_arm(lowered, cell, index) - {lowered.report.key} == singly - {report.key}, cell.name
         sizes.append(len(singly))
-    assert plan.alone(lowered) == sum(sizes)
+    assert users(lowered).total() == sum(sizes)
 
 
 def test_students_alone_are_what_each_would_make_too(tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_students_alone_are_what_each_would_make_too(tmp_path: Path) -> None:
     lowered = lower(x)
     singly = [len(list(walk([lower(x, only=[cell.name]).report]))) for cell in lowered.cells]
     assert len(singly) == 2 * 3 * 2
-    assert plan.alone(lowered) == sum(singly)
+    assert users(lowered).total() == sum(singly)
 
 
 @pytest.mark.parametrize(
@@ -379,23 +380,6 @@ def test_plan_of_a_part_counts_that_part(tmp_path: Path, capsys: pytest.CaptureF
 def test_every_stage_is_listed_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["plan", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store"), "--all"])
     assert capsys.readouterr().out.count("  to make  ") == 31
-
-
-def test_a_data_set_that_is_too_large_to_read_is_unknown(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jobs.estimate import corpus
-
-    monkeypatch.setattr(corpus, "MOST_READ", N - 1)
-    x = tiny(tmp_path, n=N)
-    said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
-    assert "unknown until the dialogues are read (--until dialogues)" in said
-    _, to_make, view = view_of(x, store)
-    found = bills(to_make, view, Held(None), Profile())
-    assert {b.model.rpartition("-")[0]: (b.low.requests, b.unknown) for b in found} == {
-        "rule-teacher": (0, 1),
-        "rule-judge": (0, 8),
-    }
 
 
 def test_ratings_that_a_method_lacks_are_told_before_anything_is_spent(tmp_path: Path, store: Store) -> None:
