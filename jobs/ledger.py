@@ -20,7 +20,11 @@ COUNTED = (
     "  counted, at the whole price: of stages that others made, the requests of the runs that finished them (not what",
     "  their makers had in the ledger already, say from a run cut off); of its own stages, the replies others paid for",
 )
-"""What the table of sharing holds: the lines below it."""
+COUNTED_AMONG_ARMS = (
+    "  counted, at the whole price: a finished paid stage that k arms of the experiment need, k - 1 times; each arm",
+    "  would have paid for it alone",
+)
+"""What the tables of sharing hold: the lines below them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Sum:
     def __add__(self, other: Sum) -> Sum:
         mine, theirs = vars(self), vars(other)
         return Sum(**{name: mine[name] + theirs[name] for name in mine})
+
+    def __mul__(self, times: int) -> Sum:
+        return Sum(**{name: value * times for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -137,28 +144,43 @@ def _discounts(paid: list[Paid]) -> Iterator[str]:
 # ---------------------------------------------------------------- sharing
 
 
-def savings(store: Store, prices: Prices, damaged: Callable[[CorruptError], None] | None = None) -> dict[str, Sum]:
-    """Experiment -> what others had paid for and it did not have to, in the stages that are finished: at least this.
+@dataclass(frozen=True)
+class Savings:
+    """By experiment: `others` what other experiments had paid for, `arms` what its arms share among themselves."""
 
-    Two ways: a stage that another experiment had made is used whole; and in making its own stages, single replies came
-    from the ledger that another had bought. What nobody's name stands on is left out. Of a stage used whole counts what
-    its parts' manifests tell: the requests of the runs that finished the parts. Answers that the maker already had in
-    the ledger, from a run that was cut off or from another of its stages, are not told apart there, and count nothing.
+    others: dict[str, Sum]
+    arms: dict[str, Sum]
+
+
+def savings(store: Store, prices: Prices, damaged: Callable[[CorruptError], None] | None = None) -> Savings:
+    """What experiments did not have to pay, in the stages that are finished: at least this.
+
+    From others, in two ways: a stage that another experiment had made is used whole; and in making its own stages,
+    single replies came from the ledger that another had bought. What nobody's name stands on is left out. Of a stage
+    used whole counts what its parts' manifests tell: the requests of the runs that finished the parts. Answers that the
+    maker already had in the ledger, from a run that was cut off or from another of its stages, are not told apart
+    there, and count nothing. Among its arms: a stage that k of them need would have been paid k times if each were run
+    alone, so k - 1 times more.
     """
-    saved: dict[str, Sum] = defaultdict(Sum)
+    others, arms = defaultdict[str, Sum](Sum), defaultdict[str, Sum](Sum)
     users = uses(store.files, damaged)
     for artifact in (a for kind in ("replies", "verdicts") for a in store.artifacts(kind, damaged)):
         maker, counts = artifact.manifest["made"].get("experiment") or UNKNOWN, artifact.counts
         asked = _asked(artifact)
-        if asked is None or maker == UNKNOWN:
+        if asked is None:
             continue
         shared = Sum(counts.get("shared", 0), counts.get("shared_tokens_in", 0), counts.get("shared_tokens_out", 0))
-        bought = Sum(counts.get("calls", 0), counts.get("tokens_in", 0), counts.get("tokens_out", 0))
-        saved[maker] += _priced(shared, *asked, prices)
+        answered = counts.get("calls", 0) - counts.get("retries", 0)
+        whole = _priced(shared + Sum(answered, counts.get("tokens_in", 0), counts.get("tokens_out", 0)), *asked, prices)
+        if maker != UNKNOWN:
+            others[maker] += _priced(shared, *asked, prices)
         for user, stages in users.items():
-            if user != maker and f"{artifact.kind}/{artifact.key}" in stages:
-                saved[user] += _priced(shared + bought, *asked, prices)
-    return {name: s for name, s in sorted(saved.items()) if s.requests}
+            many = stages.get(f"{artifact.kind}/{artifact.key}", 0)
+            if many and maker not in (user, UNKNOWN):
+                others[user] += whole
+            if many > 1:
+                arms[user] += whole * (many - 1)
+    return Savings(*({name: s for name, s in sorted(found.items()) if s.requests} for found in (others, arms)))
 
 
 def _asked(artifact: Artifact) -> tuple[str, str] | None:
@@ -174,10 +196,17 @@ def _priced(s: Sum, provider: str, model: str, prices: Prices) -> Sum:
     return s + Sum(usd=price.usd(s.tokens_in, s.tokens_out))
 
 
-def _saved(saved: dict[str, Sum]) -> Iterator[str]:
-    if not saved:
+def _saved(saved: Savings) -> Iterator[str]:
+    if saved.arms:
+        yield _head("saved by sharing among arms (at least)")
+        yield from (_row(name, s) for name, s in saved.arms.items())
+        yield from COUNTED_AMONG_ARMS
+    else:
+        yield "sharing among arms: no run of several arms has noted what they share"
+    yield ""
+    if saved.others:
+        yield _head("saved by sharing (at least)")
+        yield from (_row(name, s) for name, s in saved.others.items())
+        yield from COUNTED
+    else:
         yield "sharing: no experiment has used yet what another one paid for"
-        return
-    yield _head("saved by sharing (at least)")
-    yield from (_row(name, s) for name, s in saved.items())
-    yield from COUNTED

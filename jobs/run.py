@@ -22,7 +22,7 @@ from empathy.records import Estimate
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 from empathy.words import counted
-from jobs import choose
+from jobs import arms, choose
 from jobs.partial import partial as partial_report
 from serving import uses
 
@@ -61,7 +61,7 @@ def run(
     else:
         go_on = partial(again, file, on, store_url, only, until)
         code, failures = _make(x, targets, lowered.report, store, profile, go_on, max_usd)
-    uses.note(store.files, x.name, walk(targets))  # what was refused at the door stands on nothing
+    uses.note(store.files, x.name, walk(targets), arms.users(lowered))  # what was refused at the door stands on nothing
     if until is None and not code:
         return _show(x, lowered, store, profile, file, on, only)
     if until is None and any(not failure.left for failure in failures):  # what a cap left, the next run makes

@@ -168,14 +168,14 @@ def test_a_real_ledger_is_read_with_who_paid(store: Store) -> None:
 # ---------------------------------------------------------------- sharing
 
 
-def teaching(store: Store, ids: range, digest: str) -> Stage:
+def teaching(store: Store, ids: range, digest: str, provider: str = "embedded", model: str = "rule-teacher-1") -> Stage:
     """A stage that asks about these dialogues; the same dialogue is the same request in every data set."""
     about = Stage(DialoguesSpec(source="test", digest=digest, split=RandomSplit()))
     writer = store.writer(about)
     rows = [Dialogue(f"d{k}", "g", (Turn("user", f"My dog number {k} died last week."),)) for k in ids]
     writer.write_records(0, rows, Dialogue)
     writer.commit()
-    teacher = Teacher(provider="embedded", model="rule-teacher-1", turns=("{dialogue}\n\nAnswer the speaker.",))
+    teacher = Teacher(provider=provider, model=model, turns=("{dialogue}\n\nAnswer the speaker.",))
     return Stage(RepliesSpec(responder=teacher), {"dialogues": about})
 
 
@@ -196,7 +196,7 @@ def test_what_sharing_saved(store: Store) -> None:
     uses.note(store.files, "third", [large])
     uses.note(store.files, "third", [large])
     tokens = [(r.tokens_in or 0, r.tokens_out or 0) for r in store.get(large).read(Reply)]
-    saved = ledger.savings(store, Prices())
+    saved = ledger.savings(store, Prices()).others
     assert set(saved) == {"large", "third"}, "who came first saved nothing"
     assert (saved["large"].requests, saved["large"].tokens_in) == (6, sum(t for t, _ in tokens[:6]))
     assert (saved["third"].requests, saved["third"].tokens_out) == (10, sum(t for _, t in tokens))
@@ -219,7 +219,7 @@ def test_what_a_maker_had_before_is_not_counted_and_the_table_says_so(
             ask_all([Job(stage, Reply, replies.askings, (n,))], store, providers, 0, 4, lambda *_: None, name)
         assert server.counts()["total"] == 6
     uses.note(store.files, "third", [whole])
-    saved = ledger.savings(store, Prices())
+    saved = ledger.savings(store, Prices()).others
     assert {name: s.requests for name, s in saved.items()} == {"third": 2, "fourth": 6}
     assert cli.main(["ledger", "--store", store.url]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -240,10 +240,46 @@ def test_a_damaged_note_of_uses_is_named_and_left_out(
     assert cli.main(["ledger", "--store", store.url]) == 0
     assert f"{path} is damaged: delete it; the experiment's next run writes it anew" in capsys.readouterr().out
     told = list[CorruptError]()
-    assert uses.uses(store.files, told.append) == {"third": {f"replies/{stage.key}"}}
+    assert uses.uses(store.files, told.append) == {"third": {f"replies/{stage.key}": 1}}
     assert len(told) == 1
     with pytest.raises(CorruptError, match="is damaged"):
         uses.uses(store.files)
     store.files.delete(path)
     uses.note(store.files, "small", [stage])
-    assert uses.uses(store.files)["small"] == {f"replies/{stage.key}"}
+    assert uses.uses(store.files)["small"] == {f"replies/{stage.key}": 1}
+
+
+def test_what_arms_share_among_themselves_is_saved_once_less_than_they_are(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three arms need a stage of 5 answers (7 calls, of which 2 came to nothing) with 100,000 tokens in and 10,000 out:
+    $2 at $10 and $100 a million, saved twice. A stage of one arm saves nothing; the largest number of notes counts."""
+    (tmp_path / "p.toml").write_text(PROFILE.format(store=store.url))
+    write(store, "w", line(1, NOON))
+    shared, single = (teaching(store, range(n), str(n) * 64, provider="p", model="m-1") for n in (5, 3))
+    for stage in (shared, single):
+        writer = store.writer(stage)
+        counts = {"calls": 7, "retries": 2, "tokens_in": 100_000, "tokens_out": 10_000}
+        writer.write_records(0, [], Reply, counts)
+        writer.commit(made={"experiment": "grid"})
+    uses.note(store.files, "grid", [shared, single], {shared.key: 2, single.key: 1})
+    uses.note(store.files, "grid", [shared], {shared.key: 3})
+    uses.note(store.files, "grid", [shared])
+    assert uses.uses(store.files) == {"grid": {f"replies/{shared.key}": 3, f"replies/{single.key}": 1}}
+    saved = ledger.savings(store, Prices())
+    assert (saved.others, saved.arms["grid"].requests) == ({}, 10)
+    assert cli.main(["ledger", "--on", str(tmp_path / "p.toml")]) == 0
+    said = capsys.readouterr().out
+    table = said[said.index("saved by sharing among arms (at least)") :].splitlines()
+    assert table[1].split() == ["grid", "10", "200,000", "20,000", "4.00"]
+    assert "sharing: no experiment has used yet what another one paid for" in said
+
+
+def test_notes_of_before_arms_were_kept_save_nothing_among_arms(store: Store) -> None:
+    stage = teaching(store, range(2), "0" * 64)
+    note = {"experiment": "old", "stages": [f"replies/{stage.key}"]}
+    store.files.write(f"{uses.FOLDER}/old/0.json", json.dumps(note).encode())
+    assert uses.uses(store.files) == {"old": {f"replies/{stage.key}": 1}}
+    uses.note(store.files, "one", [stage], {stage.key: 1})
+    (path,) = store.files.list(f"{uses.FOLDER}/one")
+    assert json.loads(store.files.read(path)) == note | {"experiment": "one"}, "a stage of one arm is noted as it was"

@@ -77,7 +77,7 @@ def test_spending_and_uses_are_read_from_either(store: Store) -> None:
     judged = Stage(VerdictsSpec(judge=Judge(provider="p", model="m", template="t")))
     for name in ("one", "one", "two"):
         uses.note(store.files, name, [judged, stage()])
-    assert uses.uses(store.files) == {name: {f"verdicts/{judged.key}"} for name in ("one", "two")}
+    assert uses.uses(store.files) == {name: {f"verdicts/{judged.key}": 1} for name in ("one", "two")}
 
 
 def test_nothing_is_there_before_commit(store: Store) -> None:
