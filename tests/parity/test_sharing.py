@@ -23,7 +23,7 @@ from transformers.models.opt import OPTConfig
 from transformers.models.qwen3 import Qwen3Config
 from transformers.models.recurrent_gemma import RecurrentGemmaConfig
 
-from empathy.train import sharing
+from empathy.train import branches, sharing
 
 Rows = list[list[int]]
 TINY = {
@@ -70,14 +70,14 @@ def padded(rows: Rows, left: bool = False) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(there)}
 
 
-def laid_out(rows: Rows) -> sharing.Layout | None:
-    return sharing.lay_out(padded(rows)["input_ids"].numpy(), np.array([len(row) for row in rows]))
+def laid_out(rows: Rows) -> branches.Layout | None:
+    return branches.lay_out(padded(rows)["input_ids"].numpy(), np.array([len(row) for row in rows]))
 
 
 @pytest.fixture(autouse=True)
 def free_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows here are of a few tokens: they would rarely be laid out."""
-    monkeypatch.setattr(sharing, "BRANCH_TOKENS", 0)
+    monkeypatch.setattr(branches, "BRANCH_TOKENS", 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -120,7 +120,7 @@ def test_what_would_cost_more_in_branches_stays_as_it_is(monkeypatch: pytest.Mon
     """Three rows of 10, 9 and 8: 27 tokens of their own in place of 30."""
     rows = [[3] * 10, [4] * 9, [5] * 8]
     assert laid_out(rows) is not None
-    monkeypatch.setattr(sharing, "BRANCH_TOKENS", 1)
+    monkeypatch.setattr(branches, "BRANCH_TOKENS", 1)
     assert laid_out(rows) is None
 
 
@@ -262,9 +262,9 @@ def test_what_is_dropped_by_a_number_of_the_config_is_not_shared(config: Any) ->
 def test_what_is_saved_knows_nothing_of_it(tmp_path: Path) -> None:
     model = model_of(CONFIGS["llama"]())
     sharing.install(model)
-    assert model.config._attn_implementation == sharing.BY_BRANCH
+    assert model.config._attn_implementation == branches.BY_BRANCH
     model.save_pretrained(tmp_path)
-    assert sharing.BY_BRANCH not in (tmp_path / "config.json").read_text()
+    assert branches.BY_BRANCH not in (tmp_path / "config.json").read_text()
 
 
 def test_a_model_with_another_attention_is_left_alone() -> None:
