@@ -257,8 +257,10 @@ class Ledger:
         """Flush, give back what is open, and take our name off the list of living writers."""
         try:
             self.flush()
-            self.release()
-            self._presence.withdraw()
+            try:
+                self.release()
+            finally:  # what could not be given back (a full disk) is free as soon as nobody beats for it
+                self._presence.withdraw()
         finally:
             self._journals.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from empathy.artifact import CorruptError
 from empathy.files import Files, open_files
+from empathy.folder import FolderFiles
 from empathy.records import Turn
 from empathy.requests import Answer, Request
 from serving import presence
@@ -109,6 +111,31 @@ def test_closing_frees_what_is_open(files: Files) -> None:
             one.record(request(0), Answer("zero"))
         assert other.claim(KEYS[:2]) == {KEYS[1]}
         assert KEYS[0] in other
+
+
+def test_claims_that_a_full_disk_does_not_let_go_of_are_free_all_the_same(tmp_path: Path) -> None:
+    """Their process lives on, in other stages: it must not beat for them, or who asks the same waits for ever."""
+    place = Full(str(tmp_path / "store"))
+    ledger = Ledger(place)
+    assert ledger.claim(KEYS[:2]) == set(KEYS[:2])
+    ledger.record(request(0), Answer("paid"))
+    place.full = True
+    with pytest.raises(OSError, match="No space"):
+        ledger.close()
+    with Ledger(open_files(place.url)) as other:
+        assert other.claim(KEYS[:2]) == {KEYS[1]}
+        assert KEYS[0] in other
+
+
+class Full(FolderFiles):
+    """A folder whose disk is full as soon as it is said to be."""
+
+    full = False
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().put_if_absent(path, data)
 
 
 def test_a_dead_process_loses_its_claims_at_once_and_keeps_its_replies(files: Files) -> None:
