@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from empathy.report.cells import Cells, Responder
-from empathy.specs import CheckpointSpec, RepliesSpec, VerdictsSpec
+from empathy.specs import CheckpointSpec, Pooled, RepliesSpec, VerdictsSpec
 from empathy.specs.parts import Part
 from empathy.stages import Stage
 
@@ -75,9 +75,16 @@ def _of(arm: Responder) -> Iterator[tuple[str, Any]]:
 def _taught(examples: Stage) -> Iterator[tuple[str, Any]]:
     yield from _fields("set", examples.spec, but=("objective", "purpose", "split"))
     for name, who in (("replies", "teacher"), ("initial", "first reply")):
-        spec = examples.inputs[name].spec if name in examples.inputs else None
-        if isinstance(spec, RepliesSpec):
-            yield from _fields(who, spec.responder, but=("type",))
+        replies = examples.inputs.get(name)
+        if replies is None:
+            continue
+        assert isinstance(replies.spec, RepliesSpec)
+        if isinstance(replies.spec.responder, Pooled):
+            pooled = [stage.spec.responder for stage in replies.inputs.values() if isinstance(stage.spec, RepliesSpec)]
+            yield f"{who}: turns", [f"pooled: {len(pooled)} strategies"]
+            yield from _fields(who, pooled[0], but=("type", "turns"))
+        else:
+            yield from _fields(who, replies.spec.responder, but=("type",))
 
 
 def _steps(checkpoint: Stage) -> Iterator[Stage]:
@@ -105,6 +112,8 @@ def _said(value: Any, texts: list[str]) -> str:
         return NONE
     if isinstance(value, list):
         return ", ".join(_said(one, texts) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     said = f"{value:g}" if isinstance(value, float) else str(value)
     if "\n" not in said and len(said) <= LINE:
         return said

@@ -43,3 +43,11 @@ def test_seeds_are_told_apart(tmp_path: Path) -> None:
     found = of(tmp_path, grid__seed=[0, 7])
     assert {own["training: seed"] for own in found.own.values()} == {"0", "7"}
     assert "training: seed" not in found.shared
+
+
+def test_a_union_is_told_as_what_it_pools(tmp_path: Path) -> None:
+    arms = [{"method": "improve_human", "strategy": ["naive", "combined"], "both_replies": [True, False]}]
+    found = of(tmp_path, arms=arms, grid__regime=["sft"])
+    assert [own["teacher: turns"] for own in found.own.values()] == [*["text 2"] * 2, *["pooled: 3 strategies"] * 2]
+    assert [own["set: method.both_replies"] for own in found.own.values()] == ["yes", "no"] * 2
+    assert found.shared["teacher: model"] == "rule-teacher-1"
