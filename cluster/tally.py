@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cluster.estimate import LEAST_WORTH, Estimate
-from empathy.words import counted
+from empathy.words import counted, dollars
 
 if TYPE_CHECKING:
     from cluster.quota import Seen
@@ -52,7 +52,7 @@ class Tally:
             said += f" ({lately / seconds:,.1f}/s)"
         if self._seen.spending.unpriced:
             return f"{said}, dollars unknown (a model has no price)"
-        return f"{said}, ${self._seen.spending.paid_usd:,.2f} spent{self._to_come(self._seen, estimate)}"
+        return f"{said}, ${dollars(self._seen.spending.paid_usd)} spent{self._to_come(self._seen, estimate)}"
 
     def _to_come(self, seen: Seen, estimate: Estimate) -> str:
         """For every model that sends a bill: as much a stage as so far."""

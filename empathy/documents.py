@@ -13,6 +13,15 @@ from pydantic import BaseModel, ValidationError
 M = TypeVar("M", bound=BaseModel)
 MOST_SHOWN = 200
 """Characters of a value in a message: a whole table would hide the remedy behind it."""
+_REMEDIES = {
+    "tuple_type": "must be a list: [...]",
+    "list_type": "must be a list: [...]",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "string_type": 'must be a text, in "quotes"',
+}
+"""What pydantic says in words of Python's types."""
 _SECRET_FIELD = re.compile(r"(?i)(^|_)(key|key_env|token|auth\w*)$|secret|passw|credential")
 _SECRET_VALUE = re.compile(r"(?i)\b(sk-|gsk_|hf_|AIza|AKIA|bearer\s)[\w\-.]{6,}|://[^/\s'\"]*@")
 
@@ -76,7 +85,7 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         elif kind == "union_tag_not_found":
             lines.append(f"{where} = {_shown(loc, _value(data, loc))}: needs a type, e.g. {{ type = ... }}")
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = _REMEDIES.get(kind) or item["msg"].removeprefix("Value error, ")
             lines.append(f"{where} = {_shown(loc, item['input'])}: {message}" if where else message)
     return lines
 

@@ -15,7 +15,7 @@ from empathy.lower import Lowered
 from empathy.specs import KINDS
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
-from empathy.words import counted
+from empathy.words import counted, dollars
 from jobs import arms, choose
 from jobs.estimate.calls import Amount, Bill, bills
 from jobs.estimate.compute import work
@@ -69,6 +69,7 @@ def text(
     lines = [
         f"{x.name}: {x.question}",
         f"{_cells(x, lowered)}; {counted(len(stages), 'stage')}, {len(to_make):,} to make; store {store.url}",
+        *_unpaired(x, lowered),
         "",
         *_stages(stages, finished, to_make),
         "",
@@ -110,6 +111,13 @@ def _cells(x: Experiment, lowered: Lowered) -> str:
         product *= n
     said = " x ".join(counted(n, name) for n, name in factors)
     return counted(len(cells), "trained student") + (f" ({said})" if product == len(cells) else "")
+
+
+def _unpaired(x: Experiment, lowered: Lowered) -> Iterator[str]:
+    """Regimes that some arms do not have."""
+    names = list(dict.fromkeys(cell.lesson.name for cell in lowered.cells if not cell.lesson.teacher))
+    if names and (without := [regime for regime in x.grid.regime if regime != "sft"]):
+        yield f"  {', '.join(names)}: no pairs to learn from by DPO, so not in the regimes {', '.join(without)}"
 
 
 def _stages(stages: Sequence[Stage], finished: set[str], to_make: Sequence[Stage]) -> Iterator[str]:
@@ -204,7 +212,7 @@ def _total(found: Sequence[Bill], max_usd: float | None) -> str:
     if any(bill.price is None for bill in found):
         return f"{said}; a cap cannot be kept while a price is unknown: the run would refuse it"
     enough = "covers the high end" if max_usd >= known[1] and not at_least else "may stop the run before its end"
-    return f"{said}; the cap of {max_usd:,.2f} {enough}"
+    return f"{said}; the cap of {dollars(max_usd)} {enough}"
 
 
 def _ends(found: Sequence[Bill], end: str) -> list[tuple[Bill, Amount]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from empathy.words import counted
+from empathy.words import counted, dollars
 
 
 class BudgetSpent(ValueError):
@@ -49,9 +49,9 @@ class Spending:
         return 2 * self.least_max_usd
 
     def __str__(self) -> str:
-        cap = "" if self.max_usd is None else f" of {self.max_usd:.2f}"
+        cap = "" if self.max_usd is None else f" of {dollars(self.max_usd)}"
         more = f" + {counted(self.unpriced, 'call')} of unknown price" if self.unpriced else ""
-        return f"${self.paid_usd:.2f}{cap}{more}"
+        return f"${dollars(self.paid_usd)}{cap}{more}"
 
 
 class Budget:

@@ -80,6 +80,7 @@ class Experiment(Section):
             raise ValueError(f"grid.student = {unknown[0]!r}: no such student; there are {', '.join(self.students)}")
         self._check_students()
         for arms in self.arms:
+            self._check_regimes(arms)
             self._check_teachers(arms)
             self._check_strategies(arms)
         if self.ratings and self.teacher and self.teacher.unrated_is_good:
@@ -105,6 +106,16 @@ class Experiment(Section):
             raise ValueError(
                 f"generate.max_tokens = {self.generate.max_tokens}: students.{name} has {positions} positions "
                 "(size.positions) for prompt and reply together; make them more, or the replies shorter"
+            )
+
+    def _check_regimes(self, arms: Arms) -> None:
+        """People's replies alone are no pairs, so DPO learns nothing from them; regimes with DPO leave such arms out,
+        which must not be all."""
+        unpaired = [name for name in arms.method if METHODS[name].learns == "human"]
+        if unpaired and "sft" not in self.grid.regime:
+            raise ValueError(
+                f"arms.method = {unpaired[0]!r}: has no pairs to learn from by DPO, and grid.regime = "
+                f'{list(self.grid.regime)} has nothing else; add "sft" to grid.regime, or remove the method'
             )
 
     def _check_teachers(self, arms: Arms) -> None:

@@ -33,10 +33,12 @@ class Lessons:
         those of its strategies, pooled."""
         t = self.x.teacher
         assert t is not None, "checked when the file was read"
+        label = f"{t.model} {strategy}" + (f" wording {wording}" if wording else "")
+        label += f" on {improves.label}" if improves else ""
         parts = prompts.parts(strategy, t.prompts)
         if parts != (strategy,):
             pooled = {f"of:{k}": self.asked(part, wording, improves) for k, part in enumerate(parts)}
-            return self._replies(RepliesSpec(responder=Pooled()), f"{t.model} {strategy}", **pooled)
+            return self._replies(RepliesSpec(responder=Pooled()), label, **pooled)
         responder = Teacher(
             provider=t.provider,
             model=t.model,
@@ -46,7 +48,6 @@ class Lessons:
             seed=t.seed,
         )
         inputs = {"improves": improves} if improves else {}
-        label = f"{t.model} {strategy}" + (f" wording {wording}" if wording else "")
         return self._replies(RepliesSpec(responder=responder), label, **inputs)
 
     def _replies(self, spec: RepliesSpec, label: str, **inputs: Stage) -> Stage:

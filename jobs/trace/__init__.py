@@ -64,8 +64,7 @@ def _teachers(life: Life, lowered: Lowered) -> Iterator[str]:
     lessons = _lessons(lowered)
     stages = {s.key: s for n in lessons for s in (n.initial, n.learned) if s is not None}
     for stage in stages.values():
-        improved = f" on {stage.inputs['improves'].label}" if "improves" in stage.inputs else ""
-        name, replies = f"{stage.label}{improved}", life.of(stage, Reply)
+        name, replies = stage.label, life.of(stage, Reply)
         if replies is None:
             yield f"  {name}: not made yet"
         elif not replies:

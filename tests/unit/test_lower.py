@@ -360,3 +360,22 @@ def test_sft_on_both_replies_and_on_one_are_counted_as_arms(tmp_path: Path) -> N
     x = tiny(tmp_path, arms=arms, grid__regime=["sft"])
     assert x.cells == len(lower(x).cells) == 4
     assert len({cell.checkpoint.key for cell in lower(x).cells}) == 4
+
+
+def test_replies_that_are_improved_or_pooled_have_labels_of_their_own(tmp_path: Path) -> None:
+    """By whose reply is improved, and by wording, also where a strategy is a union of others."""
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    wording = '[[wordings]]\nturns = ["{k} {{dialogue}} Reply: {{reply}}"]\n'
+    for name in ("one", "two"):
+        texts = "".join(wording.format(k=f"{name} {k}") for k in range(2))
+        (prompts / f"{name}.toml").write_text(f'name = "{name}"\n{texts}')
+    (prompts / "both.toml").write_text('name = "both"\nunion = ["one", "two"]\n')
+    arms = [{"method": ["improve_human", "improve_llm"], "strategy": ["one", "both"], "wording": [0, 1]}]
+    lowered = lower(tiny(tmp_path, arms=arms, teacher__prompts=str(prompts)))
+    labels = [s.label for s in stages(lowered) if s.kind == "replies"]
+    assert len(labels) == len(set(labels))
+    human, own = "human (recorded)", "rule-teacher-1 direct"
+    assert {x for x in labels if " both" in x and not x.startswith("tiny ")} == {
+        f"rule-teacher-1 both{wording} on {whose}" for wording in ("", " wording 1") for whose in (human, own)
+    }

@@ -159,10 +159,12 @@ def test_students_see_the_conversation_alone(paper: Lowered) -> None:
 def test_labels_have_the_names_that_people_use_and_tell_stages_apart(paper: Lowered) -> None:
     labels = Counter((s.kind, s.label) for s in stages(paper))
     assert not [label for _, label in labels if re.search(r"\b(a\d{3}|base\d|teacher:\d|human$)", label)]
-    assert not [label for (kind, label), n in labels.items() if n > 1 and kind in ("logprobs", "verdicts")]
+    assert not [label for (kind, label), n in labels.items() if n > 1 and kind in ("replies", "logprobs", "verdicts")]
     arm = "student=llama regime=sft method=direct teacher=gpt-4 seed=0"
     judge = "google/gemini-2.5-flash"
     for found in (
+        ("replies", "gpt-4o naive on human (recorded)"),
+        ("replies", "gpt-4o naive on gpt-4o direct"),
         ("logprobs", f"held-out NLL of {arm}"),
         ("logprobs", "held-out pairs of mistral (base) on method=direct teacher=gpt-4"),
         ("verdicts", f"{arm} against llama (base) by {judge}"),

@@ -113,7 +113,7 @@ def test_a_chat_of_three_turns_is_three_requests_that_grow(tmp_path: Path, store
 def test_a_reply_to_improve_may_be_as_long_as_its_teacher_may_answer(method: str, tmp_path: Path, store: Store) -> None:
     """The human's is known; another answer of 28 words x 4/3 may have 200 tokens."""
     _, to_make, view = view_of(tiny(tmp_path, n=N, arms=[{"method": method, "strategy": "naive"}]), store)
-    improved = next(s for s in to_make if s.kind == "replies" and s.label.endswith(" naive"))
+    improved = next(s for s in to_make if s.kind == "replies" and " naive on " in s.label)
     (bill,) = bills([improved], view, Held(None), Profile())
     longer = 200 - 28 * 4 / 3 if method == "improve_llm" else 0
     assert bill.high.tokens_in - bill.low.tokens_in == pytest.approx(N * longer)
@@ -400,3 +400,19 @@ def test_a_cap_is_held_against_the_high_end(max_usd: float, said: str, tmp_path:
     x = tiny(tmp_path, n=N, teacher__provider="openai", teacher__model="gpt-4o", judge=judge)
     lowered = lower(x)
     assert said in plan.text(x, lowered, [lowered.report], Profile(store=store.url), max_usd)
+
+
+def test_regimes_that_an_arm_has_no_pairs_for_are_told(tmp_path: Path, store: Store) -> None:
+    arms = [{"method": "direct"}, {"method": "human"}]
+    x = tiny(tmp_path, n=N, arms=arms, grid={"regime": ["sft", "dpo", "sft+dpo"]})
+    said = plan.text(x, lower(x), [lower(x).report], Profile(store=store.url)).splitlines()
+    assert said[1].startswith("4 trained students; ")
+    assert said[2] == "  method=human: no pairs to learn from by DPO, so not in the regimes dpo, sft+dpo"
+    x = tiny(tmp_path, n=N)
+    assert "no pairs" not in plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+
+
+@pytest.mark.parametrize("methods", [["human"], ["direct", "human"]])
+def test_an_arm_without_pairs_alone_with_dpo_is_refused(methods: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"arms.method = 'human': has no pairs .* add \"sft\" to grid.regime"):
+        tiny(tmp_path, n=N, arms=[{"method": methods}], grid={"regime": ["dpo", "sft+dpo"]})

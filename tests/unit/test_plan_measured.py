@@ -52,7 +52,7 @@ def asks(what: str) -> Callable[[Stage], bool]:
     return lambda stage: (
         (isinstance(stage.spec, VerdictsSpec) and ways[what](stage.spec))
         if what in ways
-        else (stage.kind == "replies" and stage.label.endswith(f" {what}"))
+        else (stage.kind == "replies" and f" {what} on " in stage.label)
     )
 
 

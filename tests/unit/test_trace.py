@@ -41,7 +41,7 @@ def store(file: Path) -> Store:
         spec = stage.spec
         if isinstance(spec, RepliesSpec) and isinstance(spec.responder, Teacher):
             turns = len(spec.responder.turns)
-            long = " ".join(["word"] * 120) if stage.label.endswith("sequential") else "I am with you in this."
+            long = " ".join(["word"] * 120) if " sequential on " in stage.label else "I am with you in this."
             _replies(found, stage, about, {d.id: long if d.id == first else f"I see, {d.id}." for d in rows}, turns)
     for stage in walk([lowered.report]):
         if stage.kind == "examples" and stage.inputs["dialogues"] == about:
