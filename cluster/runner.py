@@ -101,7 +101,7 @@ class _Run:
             reading = {place_of(stage, self.lanes).lane for stage in self.sources}
             self._start(lambda lane: lane.name in reading)
             self._read_sources()
-            doors.check(self.pending, self.context.store, self.later)
+            doors.check(self.pending, doors.in_store(self.context.store), self.later)
             self._start(lambda lane: not lane.on_ray(self.context))
             if self._ray_is_due():
                 self.context.progress.say(starting(self.context.profile))

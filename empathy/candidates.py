@@ -64,11 +64,12 @@ class Choice:
         rows = joined(dialogues, learned, initial)
         for who in ("human", "learned"):
             rows = rated(rows, who)
-        return int(self._wanted(rows)["wanted"].sum())
+        return self.selected(rows)
 
-    def refuse_unrated(self, cases: pl.DataFrame) -> None:
-        """Raises LastingError naming the first case whose selection hangs on a rating that nobody gave."""
-        self._wanted(cases)
+    def selected(self, cases: pl.DataFrame) -> int:
+        """How many cases the method selects, before anything is dropped. Raises LastingError naming the first whose
+        selection hangs on a rating that nobody gave."""
+        return int(self._wanted(cases)["wanted"].sum())
 
     def _wanted(self, cases: pl.DataFrame) -> pl.DataFrame:
         rows = cases.with_columns(wanted=self._selects)

@@ -70,8 +70,9 @@ def make(stage: Stage, store: Store, writer: Writer) -> None:
     """Write and commit. The artifact's `meta` holds `candidates` (replies that the method selects) and `dropped` by
     reason.
 
-    Raises LastingError when more than `max_dropped` of the candidates are dropped, when no example is left, when a
-    test dialogue is inside a training set, and when the method needs a rating that nobody gave.
+    Raises LastingError when more than `max_dropped` of the candidates are dropped, when no example is left (a held-out
+    set of pairs may be empty: what is measured on it is then unknown), when a test dialogue is inside a training set,
+    and when the method needs a rating that nobody gave.
     """
     here = Assembler(stage, store, writer)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -194,7 +195,7 @@ def _check(spec: ExamplesSpec, total: Tally) -> None:
             f"max_dropped = {spec.max_dropped}: {dropped} of {total.candidates} {what} were dropped ({reasons}); "
             "look at the replies, choose other screens, or raise data.max_dropped"
         )
-    if not total.rows:
+    if not total.rows and (spec.purpose, spec.objective) != ("heldout", "dpo"):
         raise LastingError(
             f"no {what}: the method selects {total.candidates} dialogues ({reasons}); "
             "check the split, the ratings, and that the replies are of the same dialogues"

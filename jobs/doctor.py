@@ -18,8 +18,13 @@ from typing import Literal, NamedTuple
 from cluster import gpus
 from cluster import profile as profiles
 from cluster.profile import EMBEDDED, Profile
-from empathy import experiment
-from empathy.experiment import StudentModel
+from empathy import doors, experiment
+from empathy.experiment import Experiment, StudentModel
+from empathy.lower import lower
+from empathy.stages import missing, walk
+from empathy.words import counted
+from jobs import sources
+from jobs.estimate import corpus
 
 TRIED = {"ray": "2.60.0", "deepspeed": "0.19.8", "transformers": "5.19.0", "trl": "1.16.0", "peft": "0.21.2"}
 """Versions that were tried together."""
@@ -125,15 +130,30 @@ def _experiment(file: str, profile: Profile) -> Iterator[Check]:
         return
     yield Check("experiment", True, f"{x.name}: {x.cells} trained students")
     students = {name: x.students[name] for name in x.student_names}
-    yield _try("data", x.data.source.locate)
+    data = [_try("data", x.data.source.locate)]
     for name, student in students.items():
         if student.raised and student.raised.source:
-            yield _try(f"data of {name}", student.raised.source.locate)
+            data.append(_try(f"data of {name}", student.raised.source.locate))
+    yield from data
+    if all(check.ok for check in data):
+        yield _try("what is learned", partial(_sets, x, profile))
+    for name, student in students.items():
         if student.model is not None:
             yield _try(f"base of {name}", partial(_base, name, student, profile))
     asked = {asked.provider for asked in (x.judge, x.teacher, x.ratings, x.rubric) if asked}
     for provider in sorted(asked - {EMBEDDED}):
         yield _try(f"provider {provider}", partial(_provider, provider, profile))
+
+
+def _sets(x: Experiment, profile: Profile) -> str:
+    """Whether sides of the split and ratings are such that every set has examples, as far as a plan can tell."""
+    store = profile.open_store()
+    report = lower(x).report
+    finished = store.finished(walk([report]))
+    stages = missing([report], lambda stage: stage.key in finished)
+    doors.check(stages, sources.look(store, partial(corpus.look, store=store)))
+    sets = sum(stage.kind == "examples" for stage in stages)
+    return f"{counted(sets, 'set')} to make; none is known to be empty"
 
 
 def _base(name: str, student: StudentModel, profile: Profile) -> Path:

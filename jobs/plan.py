@@ -24,6 +24,7 @@ from jobs.estimate.sharing import Saved, saved
 from jobs.estimate.sight import Sight
 from jobs.estimate.storage import storage
 from jobs.estimate.view import View, asked_model
+from jobs.sources import look
 from serving.ledger import Ledger
 
 MOST_NAMED = 8
@@ -64,8 +65,8 @@ def text(
     to_make, whole = (missing(ends, lambda stage: stage.key in finished) for ends in (targets, [lowered.report]))
     check_models(whole)
     check_room(whole, profile)
-    doors.check(to_make, store, whole)
     view = View(stages, finished, store)
+    doors.check(to_make, look(store, view.corpus), whole)
     lines = [
         f"{x.name}: {x.question}",
         f"{_cells(x, lowered)}; {counted(len(stages), 'stage')}, {len(to_make):,} to make; store {store.url}",

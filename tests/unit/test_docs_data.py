@@ -15,7 +15,7 @@ from empathy.sources import AnySource
 from empathy.sources.clean import clean
 from empathy.sources.jsonl import _Row, read_jsonl
 from jobs import cli
-from tests.experiments import TINY
+from tests.experiments import THINGS, TINY
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 EXAMPLE = json.loads(TEXT.partition("```json\n")[2].partition("```")[0])
@@ -39,7 +39,9 @@ def test_the_tables_name_every_source_and_every_field() -> None:
 
 def test_an_experiment_on_such_lines_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        EXAMPLE | {"id": f"d{i}", "group": f"g{i % 6}", "ratings": {"human": i % 3 + 1, "model-a": 3}}
+        EXAMPLE
+        | {"id": f"d{i}", "group": f"g{i % 6}", "ratings": {"human": i % 3 + 1, "model-a": 3}}
+        | {"turns": [{"role": "user", "content": f"{THINGS[i % 6]}, and that was {i} weeks ago."}]}
         for i in range(24)
     ]
     path = tmp_path / "dialogues.jsonl"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from tests.experiments import THINGS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,7 +36,12 @@ def test_the_readmes_experiment_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [EXAMPLE | {"id": f"d{i}", "group": f"g{i}", "ratings": {"human": i % 3 + 1}} for i in range(60)]
+    rows = [
+        EXAMPLE
+        | {"id": f"d{i}", "group": f"g{i}", "ratings": {"human": i % 3 + 1}}
+        | {"turns": [{"role": "user", "content": f"{THINGS[i % 6]}, and that was {i} weeks ago."}]}
+        for i in range(60)
+    ]
     Path("dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("mine.toml").write_text((ROOT / "README.md").read_text().partition("```toml\n")[2].partition("```")[0])
     assert cli.main(["plan", "mine.toml"]) == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from jobs import doctor
+from jobs import doctor, plan
 from serving.scripted import Scripted
 from tests.experiments import tiny_file
 
@@ -46,6 +47,23 @@ def test_data_that_is_not_there(
     said = bad(changed(tmp_path, f"{tmp_path}/raising.jsonl", "nowhere.jsonl"), capsys)
     assert "nowhere.jsonl" in said.pop("data of tiny")
     assert not said
+
+
+def test_data_that_leaves_nothing_to_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All 24 human replies are Good: there is no pair to learn from. The plan says so too, and nothing was made."""
+    file = tiny_file(tmp_path)
+    data = tmp_path / "dialogues.jsonl"
+    rows = [json.loads(line) | {"ratings": {"human": 3}} for line in data.read_text().splitlines()]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    said = bad(file, capsys)
+    assert list(said) == ["what is learned"]
+    told = "dpo train method=direct teacher=rule-teacher-1: of 17 train dialogues method 'direct' selects none for DPO"
+    assert told in said["what is learned"]
+    with pytest.raises(ValueError, match=told):
+        plan.plan(str(file), None, str(tmp_path / "store"))
+    assert not (tmp_path / "store" / "dialogues").exists()
+    file.write_text(file.read_text().replace('"sft", "sft+dpo"', '"sft"'))
+    assert bad(file, capsys) == {}, "held-out pairs may be none"
 
 
 def test_an_experiment_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from cluster.executors import LANES, Context, Lane
 from cluster.profile import Asking, Profile
 from cluster.progress import Progress
 from empathy import dialogues, experiment
-from empathy.doors import check_ratings, check_sides
+from empathy.doors import check_sets, check_sides, in_store
 from empathy.lower import lower
 from empathy.records import Dialogue
 from empathy.sources import parse
@@ -66,7 +66,7 @@ def sets(of: Stage, method: Any, responder: Any, **more: Any) -> Stage:
     return Stage(ExamplesSpec(method=method, objective=more.pop("objective", "sft"), **more), inputs)
 
 
-GOOD, BOTH = {"human": 3}, {"human": 3, "m": 3}
+GOOD, OKAY, BAD, BOTH = {"human": 3}, {"human": 2}, {"human": 1}, {"human": 3, "m": 3}
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,42 @@ def test_a_set_is_refused_where_a_rating_that_it_selects_by_is_not_there(
     of, store = made(tmp_path, *ratings)
     wanted = sets(of, method, responder)
     if who is None:
-        check_ratings([wanted], store)
+        check_sets([wanted], in_store(store))
         return
     with pytest.raises(ValueError, match=f"dialogue {who} reply has no rating to select by; use a source with ratings"):
-        check_ratings([wanted], store)
+        check_sets([wanted], in_store(store))
+
+
+@pytest.mark.parametrize(
+    ("method", "responder", "objective", "ratings", "found"),
+    [
+        (ImproveHuman(), ASKED, "dpo", [GOOD, GOOD], "2 train .* 'improve_human' .* DPO .*Good 2, Okay 0, Bad 0, unr"),
+        (ImproveHuman(), ASKED, "sft", [OKAY, BAD, OKAY], "3 train .* SFT .*Good 0, Okay 2, Bad 1, unrated 0"),
+        (ImproveHuman(), ASKED, "dpo", [GOOD, OKAY], None),
+        (Direct(unrated_is_good=True), ASKED, "dpo", [{}], "1 train .* 'direct' .*unrated 1"),
+        (Direct(), Recorded(responder="m"), "sft", [{"human": 3, "m": 1}], "1 train .* 'direct' .*Good 1"),
+        (Direct(), Recorded(responder="m"), "sft", [{"human": 3, "m": 1}, BOTH], None),
+    ],
+)
+def test_a_training_set_that_selects_no_dialogue_is_refused(
+    method: Any, responder: Any, objective: str, ratings: list[dict[str, int]], found: str | None, tmp_path: Path
+) -> None:
+    of, store = made(tmp_path, *ratings)
+    wanted = sets(of, method, responder, objective=objective)
+    if found is None:
+        check_sets([wanted], in_store(store))
+        return
+    with pytest.raises(ValueError, match=rf"of {found}.*leave the regimes with {objective} out of grid.regime"):
+        check_sets([wanted], in_store(store))
+    held = sets(of, method, responder, objective=objective, purpose="heldout")
+    check_sets([held], in_store(store))
 
 
 def test_a_judges_scores_the_other_side_and_dialogues_not_made_are_not_looked_at(tmp_path: Path) -> None:
     of, store = made(tmp_path, {})
-    check_ratings([sets(of, ImproveHuman(), ASKED, good=4.0)], store)
-    check_ratings([sets(of, ImproveHuman(), ASKED, objective="dpo", purpose="heldout", split="test")], store)
-    check_ratings([sets(of, ImproveHuman(), ASKED)], Store.open(str(tmp_path / "empty")))
+    check_sets([sets(of, ImproveHuman(), ASKED, good=4.0)], in_store(store))
+    check_sets([sets(of, ImproveHuman(), ASKED, objective="dpo", purpose="heldout", split="test")], in_store(store))
+    check_sets([sets(of, ImproveHuman(), ASKED)], in_store(Store.open(str(tmp_path / "empty"))))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +152,8 @@ def test_a_run_asks_nobody_when_a_side_of_the_split_is_empty(data: dict[str, Any
     ]
     report = lower(x).report
     with pytest.raises(ValueError, match=f"data.split = {told}"):
+        plan.text(x, lower(x), [report], Profile(store=str(tmp_path / "store")))
+    with pytest.raises(ValueError, match=f"data.split = {told}"):
         runner.run([report], Context(store, Profile(ask=Asking(workers=0)), Progress(out=lambda line: None)), lanes)
     assert not asked
 
@@ -139,8 +166,8 @@ def test_twins_of_the_test_may_be_all_that_there_was_to_learn_from(tmp_path: Pat
     store = Store.open(str(tmp_path / "store"))
     dialogues.make(of, store, store.writer(of))
     with pytest.raises(ValueError, match=r"no train dialogue is left .train 0, test 1, twin_of_test 1.; students"):
-        check_sides([sets(of, Human(), None)], store)
-    check_sides([sets(of, Human(), None, purpose="heldout", split="test")], store)
+        check_sides([sets(of, Human(), None)], in_store(store))
+    check_sides([sets(of, Human(), None, purpose="heldout", split="test")], in_store(store))
 
 
 def without_ratings(folder: Path) -> None:
@@ -156,7 +183,7 @@ ARMS = 'method = "improve_human"\nstrategy = "naive"\n[[arms]]\nmethod = "direct
 def test_a_run_that_ends_at_the_replies_asks_nobody_when_the_sets_behind_them_lack_ratings(
     until: str, tmp_path: Path
 ) -> None:
-    """And the same of the plan, once the dialogues are made; of dialogues alone nothing is refused."""
+    """And the same of the plan, before the dialogues are made and after; of dialogues alone nothing is refused."""
     file = tiny_file(tmp_path)
     file.write_text(file.read_text().replace('method = "direct"', ARMS))
     (tmp_path / "here.toml").write_text(f'store = "{tmp_path}/store"\n[ask]\nworkers = 0\n')
@@ -165,13 +192,18 @@ def test_a_run_that_ends_at_the_replies_asks_nobody_when_the_sets_behind_them_la
     lowered = lower(experiment.load(str(file)))
     asked = next(s for s in walk([lowered.report]) if s.label.startswith("rule-teacher"))
     end = until if until == "replies" else f"{asked.kind}/{asked.key}"
+    with pytest.raises(ValueError, match="its human reply has no rating"):
+        plan.plan(str(file), on, None, until=end)
+    assert plan.plan(str(file), on, None, until="dialogues") == 0
     assert run.run(str(file), on, None, until="dialogues") == 0
     with pytest.raises(ValueError, match="its human reply has no rating"):
         run.run(str(file), on, None, until=end)
     assert Store.open(str(tmp_path / "store")).files.list("ledger", recursive=True) == []
     with pytest.raises(ValueError, match="its human reply has no rating"):
         plan.plan(str(file), on, None, until=end)
-    assert plan.plan(str(file), on, None, only=["method=direct"], until="replies") == 0, "what is left needs none"
+    assert plan.plan(str(file), on, None, only=["method=direct regime=sft"], until="replies") == 0, (
+        "what is left needs none"
+    )
 
 
 def test_a_run_that_ends_at_the_replies_asks_nobody_for_a_judge_that_there_is_not(tmp_path: Path) -> None:

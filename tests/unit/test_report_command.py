@@ -3,6 +3,9 @@ is written down here; sets, verdicts and the report are really made."""
 
 from __future__ import annotations
 
+import csv
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,10 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def store(file: Path) -> Store:
     """All stages are there but the report."""
+    return _filled(file)
+
+
+def _filled(file: Path) -> Store:
     found, lowered = Store.open(str(file.parent / "store")), lower(experiment.load(file))
     made(lowered, found)
     for stage in walk([lowered.report]):
@@ -71,6 +78,34 @@ def test_the_numbers_of_a_choice_are_made_when_all_that_they_need_is_there(
     assert "student=tiny regime=sft " in text
     assert "sft+dpo" not in text
     assert not store.done(lower(experiment.load(file)).report)
+
+
+def test_held_out_pairs_that_there_are_none_of_leave_their_columns_empty(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All test replies of people are Good: no pair shows a better one. The report tells everything else."""
+    data = file.parent / "dialogues.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows = [row | {"split": "test", "ratings": {"human": 3}} if k % 4 == 0 else row for k, row in enumerate(rows)]
+    rows = [{"split": "train"} | row for row in rows]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text(file.read_text().replace('{ type = "random", test_fraction = 0.25 }', '"official"'))
+    store = _filled(file)
+    pairs = lower(experiment.load(file)).report.inputs["heldout:dpo:0"]
+    assert store.get(pairs).rows == 0
+    assert cli.main(["report", str(file), "--store", store.url]) == 0
+    said = capsys.readouterr().out
+    base, sft, both = [re.split(r"  +", line.strip()) for line in said.splitlines() if " 2.000" in line]
+    assert (base[-3:-1], sft[-3:-1], both[-3:-1]) == (["–", "–"],) * 3, said
+    estimates = read_csv(file.parent / "build/reports/tiny/estimates.csv")
+    accuracies = [row for row in estimates if row["measure"].startswith("preference_accuracy")]
+    assert accuracies
+    assert {(row["value"], row["n"]) for row in accuracies} == {("", "0")}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_arms_that_lack_something_are_left_out_and_named(
