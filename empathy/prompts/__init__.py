@@ -103,8 +103,8 @@ def parts(name: str, folder: str | Path | None = None) -> tuple[str, ...]:
 def _found(name: str, folder: str | Path | None) -> tuple[_Strategy, dict[str, str]]:
     """The file of a strategy, and the texts of its variant."""
     stem, _, variant = name.partition(".")
-    files = _files(folder)
-    strategy = _read(stem, files[stem]) if stem in files else None
+    path = _file(stem, folder)
+    strategy = _read(stem, path) if path else None
     if strategy and not variant and not strategy.variants:
         return strategy, {}
     if strategy is None or variant not in strategy.variants:
@@ -148,19 +148,30 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _file(stem: str, folder: str | Path | None) -> Path | None:
+    """Looked up, not searched for in a listing: a grid of thousands of strategies asks for each."""
+    places = [_HERE] if folder is None else [_own(folder), _HERE]
+    paths = [place / f"{stem}.toml" for place in places if Path(stem).name == stem]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _files(folder: str | Path | None) -> dict[str, Path]:
     found = {path.stem: path for path in _HERE.glob("*.toml")}
     if folder is not None:
-        own = Path(folder).expanduser()
-        if not own.is_dir():
-            raise ValueError(
-                f"teacher.prompts = {str(folder)!r}: there is no such folder; give one with a .toml file a strategy"
-            )
-        mine = {path.stem: path for path in own.glob("*.toml") if path.is_file() and not path.name.startswith(".")}
-        if dotted := sorted(stem for stem in mine if "." in stem):
+        own = {path.stem: path for path in _own(folder).glob("*.toml") if path.is_file() and path.name[0] != "."}
+        if dotted := sorted(stem for stem in own if "." in stem):
             raise ValueError(
                 f"teacher.prompts = {str(folder)!r}: {dotted[0]}.toml has a dot in its name, which divides a family "
                 f"from its variant; rename it to {dotted[0].replace('.', '_')}.toml"
             )
-        found |= mine
+        found |= own
     return found
+
+
+def _own(folder: str | Path) -> Path:
+    own = Path(folder).expanduser()
+    if not own.is_dir():
+        raise ValueError(
+            f"teacher.prompts = {str(folder)!r}: there is no such folder; give one with a .toml file a strategy"
+        )
+    return own
