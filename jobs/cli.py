@@ -108,7 +108,10 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     def only(command: argparse.ArgumentParser, *aliases: str) -> argparse.ArgumentParser:
-        text = 'arms with these factors, e.g. "regime=sft strategy=*naive"; given again, more arms'
+        text = (
+            'arms that have each of these words as a factor or its whole value, e.g. "regime=sft strategy=*naive" or '
+            "gpt-4 (* and ? stand for letters); given again, more arms"
+        )
         command.add_argument("--only", *aliases, dest="only", metavar="PATTERN", action="append", default=[], help=text)
         return command
 

@@ -21,6 +21,10 @@ class Wanted:
     seed: int
 
     @property
+    def factors(self) -> dict[str, str]:
+        return {"student": self.student, "regime": self.regime, **self.lesson.factors, "seed": str(self.seed)}
+
+    @property
     def name(self) -> str:
         return cell_name(self.student, self.regime, self.lesson, self.seed)
 
@@ -36,37 +40,40 @@ def wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> lis
         if values[1].teacher or values[2] == "sft"  # no teacher, no pairs
     ]
     grid = list({w.name: w for w in grid}.values())  # an arm that the file names twice is one arm
-    names = [w.name for w in grid]
     for pattern in only:
         if not pattern.split():
             raise ValueError(
-                f"only = {pattern!r}: names no factor; leave it out for the whole grid, or choose by\n{_factors(names)}"
+                f"only = {pattern!r}: names no factor; leave it out for the whole grid, or choose by\n{_factors(grid)}"
             )
-        if not any(_matches(name, pattern) for name in names):
-            raise ValueError(f"only = {pattern!r}: {_unmatched(names, pattern)}\n{_factors(names)}")
-    return [w for w in grid if not only or any(_matches(w.name, pattern) for pattern in only)]
+        if not any(_matches(w, pattern) for w in grid):
+            raise ValueError(f"only = {pattern!r}: {_unmatched(grid, pattern)}\n{_factors(grid)}")
+    return [w for w in grid if not only or any(_matches(w, pattern) for pattern in only)]
 
 
-def _unmatched(names: Sequence[str], pattern: str) -> str:
+def _unmatched(grid: Sequence[Wanted], pattern: str) -> str:
     """Why a pattern matches none of the arms: a word that no arm has, or words that no arm has together."""
-    unknown = [word for word in pattern.split() if not any(_matches(name, word) for name in names)]
+    unknown = [word for word in pattern.split() if not any(_matches(w, word) for w in grid)]
     return f"no arm has {repr(unknown[0]) if unknown else 'all of these together'}; there are"
 
 
-def _factors(names: Sequence[str]) -> str:
+def _factors(grid: Sequence[Wanted]) -> str:
     """Each factor of the cells with its values, a line each."""
     found: dict[str, dict[str, None]] = {}
-    for name in names:
-        for factor in name.split():
-            key, _, value = factor.partition("=")
+    for w in grid:
+        for key, value in w.factors.items():
             found.setdefault(key, {})[value] = None
     return "\n".join(f"  {key:<8}  {', '.join(values)}" for key, values in found.items())
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether each word of `pattern` matches a factor of a cell's name: "regime=sft" that one and not "regime=sft+dpo".
+def _matches(wanted: Wanted, pattern: str) -> bool:
+    """Whether each word of `pattern` is a factor of the cell ("regime=sft") or, without "=", the value of one
+    ("gpt-4"): the whole of it, or a glob of the whole. So "gpt-4" is not gpt-4o, and "regime=sft" not sft+dpo. A cell's
+    own name always matches."""
+    return pattern == wanted.name or all(
+        any(_is(word, key, value) for key, value in wanted.factors.items()) for word in pattern.split()
+    )
 
-    A word may be a glob ("strategy=*naive"); one without "=" is looked for in the values ("gpt-4").
-    """
-    factors = name.split()
-    return all(any(fnmatchcase(f, w) or ("=" not in w and w in f) for f in factors) for w in pattern.split())
+
+def _is(word: str, key: str, value: str) -> bool:
+    text = f"{key}={value}" if "=" in word else value
+    return text == word or fnmatchcase(text, word)

@@ -284,6 +284,35 @@ def test_only_keeps_matching_cells_and_their_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "teachers"),
+    [
+        ("gpt-4", ["gpt-4"]),
+        ("gpt-4*", ["gpt-4", "gpt-4o"]),
+        ("teacher=gpt-4", ["gpt-4"]),
+        ("gpt-4 seed=0", ["gpt-4"]),
+        ("my*", ["my model [v1]"]),
+        ("student=tiny regime=sft method=direct teacher=my model [v1] seed=0", ["my model [v1]"]),
+        ("0", ["gpt-4", "gpt-4o", "my model [v1]"]),
+        ("s*t", ["gpt-4", "gpt-4o", "my model [v1]"]),  # sft
+        ("gpt", []),
+        ("seed", []),
+        ("s??d*", []),
+        ("sf", []),
+    ],
+)
+def test_a_word_is_a_whole_value_or_a_glob_of_it(pattern: str, teachers: list[str], tmp_path: Path) -> None:
+    names = ["gpt-4", "gpt-4o", "my model [v1]"]
+    source = {"type": "jsonl", "path": str(tmp_path / "dialogues.jsonl"), "recorded_replies": names}
+    arms = [{"method": "direct", "teacher": names}]
+    x = tiny(tmp_path, data__source=source, arms=arms, grid__regime=["sft"])
+    if teachers:
+        assert [cell.lesson.teacher for cell in lower(x, only=[pattern]).cells] == teachers
+        return
+    with pytest.raises(ValueError, match=r"no arm has .*\n  student +tiny\n.*\n.*\n  teacher +gpt-4, gpt-4o, my model"):
+        lower(x, only=[pattern])
+
+
+@pytest.mark.parametrize(
     ("pattern", "told"),
     [
         ("strategy=naiv* method=direct", "no arm has 'strategy=naiv*'"),

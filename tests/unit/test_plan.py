@@ -370,7 +370,7 @@ def test_wrong_choices_are_refused_with_what_exists(
 
 def test_plan_of_a_part_counts_that_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store = str(tiny_file(tmp_path)), str(tmp_path / "store")
-    assert cli.main(["plan", file, "--store", store, "--only", "regime=sft method", "--until", "checkpoint"]) == 0
+    assert cli.main(["plan", file, "--store", store, "--only", "regime=sft direct", "--until", "checkpoint"]) == 0
     said = capsys.readouterr().out
     assert "1 trained student (" in said
     assert "checkpoint         2" in said, "the raised base and one student"
