@@ -26,7 +26,9 @@ def _asked(stage: Stage) -> tuple[str, str, str, str]:
     """The field that names the model, its provider, the model, and the embedded one for such work."""
     spec = stage.spec
     if isinstance(spec, VerdictsSpec):
-        rating = "rubric.model" if spec.split else "ratings.model"  # students' replies, or what they learn from
+        rating = (
+            "rubric.model" if spec.split == "test" else "ratings.model"
+        )  # students' replies, or what they learn from
         field = rating if isinstance(spec.judge, Rubric) else "judge.models"
         return field, spec.judge.provider, spec.judge.model, judge.NAME
     if isinstance(spec, RepliesSpec) and isinstance(spec.responder, Teacher):

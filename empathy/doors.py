@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from empathy.records import BAD, GOOD, OKAY, Split
 from empathy.specs import DialoguesSpec, ExamplesSpec, Recorded, RepliesSpec
+from empathy.specs.sides import named
 from empathy.stages import Stage
 
 if TYPE_CHECKING:  # slow to load, and planning seldom needs them
@@ -77,7 +78,7 @@ def check_sides(pending: Iterable[Stage], look: Look) -> None:
     sides: dict[Stage, set[Split]] = defaultdict(set)
     for stage in pending:
         if isinstance(stage.spec, ExamplesSpec | RepliesSpec) and stage.spec.split is not None:
-            sides[stage.inputs["dialogues"]].add(stage.spec.split)
+            sides[stage.inputs["dialogues"]].update(named(stage.spec.split))
     for dialogues, wanted in sides.items():
         seen = look(dialogues)
         lacking = sorted(wanted - seen.counts.keys()) if seen else []

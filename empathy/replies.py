@@ -14,6 +14,7 @@ from empathy.prompts import fill, rewrites
 from empathy.records import HUMAN, Dialogue, Reply, Turn
 from empathy.requests import Answer, Asking, Request
 from empathy.specs import Pooled, Recorded, RepliesSpec, Teacher
+from empathy.specs.sides import is_on
 from empathy.splits import draw
 from empathy.stages import Stage
 
@@ -166,7 +167,7 @@ def _total(counts: list[int | None]) -> int | None:
 
 
 def _asked(dialogues: Iterable[Dialogue], spec: RepliesSpec) -> Iterator[Dialogue]:
-    return (d for d in dialogues if spec.split in (None, d.split))
+    return (d for d in dialogues if is_on(spec.split, d.split))
 
 
 def _recorded(dialogue: Dialogue, responder: str) -> Reply:

@@ -13,6 +13,7 @@ from cluster.work import Needs, Work
 from empathy import judges, replies
 from empathy.records import Reply
 from empathy.specs import RepliesSpec, VerdictsSpec
+from empathy.specs.sides import rows_on
 from empathy.stages import Stage
 from empathy.store import Store
 
@@ -81,7 +82,7 @@ def job(stage: Stage, store: Store) -> Job:
     spec = stage.spec
     assert isinstance(spec, RepliesSpec | VerdictsSpec)
     parts = store.get(stage.inputs["dialogues"]).parts
-    dialogues = tuple(part.counts.get(spec.split, 0) if spec.split else part.rows or 0 for part in parts)
+    dialogues = tuple(rows_on(spec.split, part.rows or 0, part.counts) for part in parts)
     if isinstance(spec, VerdictsSpec):
         return Job(stage, judges.record_of(stage), judges.askings, dialogues)
     return Job(stage, Reply, replies.askings, dialogues)

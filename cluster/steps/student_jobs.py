@@ -14,6 +14,7 @@ from cluster.work import Work
 from empathy.columns import from_table
 from empathy.records import Demonstration, Dialogue, Preference, Reply, Turn, content_id
 from empathy.specs import ExamplesSpec, RepliesSpec, Student
+from empathy.specs.sides import is_on, rows_on
 from empathy.stages import Stage
 from empathy.store import Store, Writer
 from empathy.train.tokens import ids_sha256
@@ -97,7 +98,7 @@ class Job:
         self.parts: dict[int, _Part] = {}
         self._finished = self.writer.finished_indices()
         split = stage.spec.split if isinstance(stage.spec, RepliesSpec) else None
-        of_part = [part.counts.get(split, 0) if split else part.rows or 0 for part in self.dialogues.parts]
+        of_part = [rows_on(split, part.rows or 0, part.counts) for part in self.dialogues.parts]
         self._dialogues, self._answered = sum(of_part), sum(of_part[k] for k in self._finished)
 
     @property
@@ -119,7 +120,7 @@ class Job:
             if k in self._finished:
                 continue
             dialogues = from_table(self.dialogues.table(k), Dialogue)
-            part = self.parts[k] = _Part([d for d in dialogues if self.stage.spec.split in (None, d.split)])
+            part = self.parts[k] = _Part([d for d in dialogues if is_on(self.stage.spec.split, d.split)])
             for dialogue in part.asked:
                 yield self._request(k, dialogue)
             self._write_if_full(k)

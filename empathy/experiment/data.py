@@ -50,6 +50,14 @@ class Data(Section):
     """What drops a model's reply from training, where the arms do not say; () keeps all."""
     max_dropped: float = Field(0.2, ge=0, le=1)
 
+    @property
+    def has_valid(self) -> bool:
+        """Whether there are dialogues on the side `valid`, which nothing is learned from and nobody is tested on; a
+        `limit` may leave none of them. Reads the source under its official split."""
+        if isinstance(self.split, RandomSplit | GroupSplit):
+            return self.split.valid_fraction > 0
+        return self.split.type == "official" and self.source.has_valid()
+
     @field_validator("split")
     @classmethod
     def _leaves_test(cls, split: SplitSpec) -> SplitSpec:

@@ -12,6 +12,7 @@ from empathy.judges.treat import Treated, treat
 from empathy.records import Dialogue, Reply, Score, Verdict
 from empathy.requests import Asking
 from empathy.specs import Judge, Recorded, RepliesSpec, Rubric, VerdictsSpec
+from empathy.specs.sides import is_on
 from empathy.stages import Stage
 
 if TYPE_CHECKING:  # pyarrow is slow to load, and planning needs the templates alone
@@ -38,7 +39,7 @@ def askings(stage: Stage, store: Store, part: int) -> Iterator[tuple[str, Asking
 
 
 def _dialogues(stage: Stage, spec: VerdictsSpec, store: Store, part: int) -> Iterator[Dialogue]:
-    return (d for d in store.get(stage.inputs["dialogues"]).read(Dialogue, part) if spec.split in (None, d.split))
+    return (d for d in store.get(stage.inputs["dialogues"]).read(Dialogue, part) if is_on(spec.split, d.split))
 
 
 # ---------------------------------------------------------------- one reply

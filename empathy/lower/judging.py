@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from empathy import judges
 from empathy.experiment import Experiment, Ratings, Scoring
 from empathy.specs import Judge, Rubric, VerdictsSpec
+from empathy.specs.sides import Sides
 from empathy.stages import Stage
 
 
@@ -50,10 +51,10 @@ def _verdicts(x: Experiment, model: str, inputs: dict[str, Stage], label: str) -
     return Stage(VerdictsSpec(judge=judge, cap_words=j.cap_words), inputs, label=label)
 
 
-def scores(ratings: Ratings, dialogues: Stage, replies: Stage) -> Stage:
-    """What the [ratings] judge gives to each of the replies, on every side of the split."""
+def scores(ratings: Ratings, dialogues: Stage, replies: Stage, sides: Sides) -> Stage:
+    """What the [ratings] judge gives to each of the replies on these sides of the split."""
     label = f"{ratings.model} rates {replies.label}"
-    spec = VerdictsSpec(judge=_rubric(ratings), split=None)
+    spec = VerdictsSpec(judge=_rubric(ratings), split=sides)
     return Stage(spec, {"dialogues": dialogues, "a": replies}, label=label)
 
 

@@ -13,6 +13,7 @@ from empathy.lower.cells import Lesson
 from empathy.lower.judging import scores
 from empathy.records import GOOD, HUMAN
 from empathy.specs import METHODS, AnyMethod, ExamplesSpec, Pooled, Recorded, RepliesSpec, Teacher
+from empathy.specs.sides import Sides
 from empathy.stages import Stage
 
 
@@ -21,6 +22,8 @@ class Lessons:
 
     def __init__(self, x: Experiment, dialogues: Stage):
         self.x, self.dialogues = x, dialogues
+        self.read: Sides = ("train", "test") if x.data.has_valid else None
+        """The sides that anything reads; all, where there are no others."""
 
     # ---- replies
 
@@ -38,7 +41,7 @@ class Lessons:
         parts = prompts.parts(strategy, t.prompts)
         if parts != (strategy,):
             pooled = {f"of:{k}": self.asked(part, wording, improves) for k, part in enumerate(parts)}
-            return self._replies(RepliesSpec(responder=Pooled()), label, **pooled)
+            return self._replies(RepliesSpec(responder=Pooled(), split=self.read), label, **pooled)
         responder = Teacher(
             provider=t.provider,
             model=t.model,
@@ -48,7 +51,7 @@ class Lessons:
             seed=t.seed,
         )
         inputs = {"improves": improves} if improves else {}
-        return self._replies(RepliesSpec(responder=responder), label, **inputs)
+        return self._replies(RepliesSpec(responder=responder, split=self.read), label, **inputs)
 
     def _replies(self, spec: RepliesSpec, label: str, **inputs: Stage) -> Stage:
         return Stage(spec, {"dialogues": self.dialogues} | inputs, label=label)
@@ -128,8 +131,8 @@ class Lessons:
         at_random = getattr(lesson.method, "division", None) == "random"
         if self.x.ratings is None or at_random or (purpose, objective) == ("heldout", "sft"):
             return {}
-        found = {"scores:human": scores(self.x.ratings, self.dialogues, self.recorded(HUMAN))}
+        found = {"scores:human": scores(self.x.ratings, self.dialogues, self.recorded(HUMAN), self.read)}
         if lesson.method.learns == "answers":
             assert lesson.learned
-            found["scores:learned"] = scores(self.x.ratings, self.dialogues, lesson.learned)
+            found["scores:learned"] = scores(self.x.ratings, self.dialogues, lesson.learned, self.read)
         return found

@@ -140,7 +140,7 @@ class Cells:
         found = {cast(VerdictsSpec, v.stage.spec).split for arm in self.arms for v in arm.verdicts} or {"test"}
         assert len(found) == 1, f"verdicts on several splits: {found}"
         side = found.pop()
-        assert side, "verdicts on all sides of the split at once"
+        assert isinstance(side, str), "verdicts on several sides of the split at once"
         return side
 
     @cached_property

@@ -48,6 +48,10 @@ class SourceConfig(Part):
         """Dialogues as they stand in the data, not yet cleaned (`clean`), one at a time."""
         raise AssertionError("a subclass knows")
 
+    def has_valid(self) -> bool:
+        """Whether the source's official split has dialogues on the side `valid`."""
+        return any(isinstance(row, Dialogue) and row.split == "valid" for row in self.rows())
+
     @property
     def responders(self) -> tuple[str, ...]:
         """Names of the models whose replies are recorded here ("human" is not listed)."""

@@ -63,6 +63,12 @@ class Jsonl(SourceConfig):
     def rows(self) -> Iterator[Dialogue | Bad]:
         return read_jsonl(self.locate())
 
+    def has_valid(self) -> bool:
+        """Only lines that have the word are parsed: a plan reads millions of them."""
+        with open(self.locate(), encoding="utf-8-sig", errors="surrogateescape") as stream:
+            rows = (_dialogue("", line) for line in stream if '"valid"' in line)
+            return any(isinstance(row, Dialogue) and row.split == "valid" for row in rows)
+
 
 def read_jsonl(path: Path) -> Iterator[Dialogue | Bad]:
     """The lines of a file as dialogues; blank lines are skipped."""

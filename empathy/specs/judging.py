@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from empathy.records import Split
 from empathy.specs.parts import Part, Spec
+from empathy.specs.sides import Sides
 
 
 class Judge(Part):
@@ -65,8 +65,8 @@ class VerdictsSpec(Spec):
     kind: ClassVar[str] = "verdicts"
     judge: AnyJudge
     cap_words: int = Field(97, ge=1)
-    split: Split | None = "test"
-    """The side of the split that is judged; None for all."""
+    split: Sides = "test"
+    """The sides of the split that are judged; None for all."""
 
 
 class ReportSpec(Spec):

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from empathy.records import Split
 from empathy.specs.parts import Part, Spec
+from empathy.specs.sides import Sides
 
 
 class Recorded(Part):
@@ -66,5 +66,5 @@ class RepliesSpec(Spec):
 
     kind: ClassVar[str] = "replies"
     responder: Responder
-    split: Split | None = None
-    """The side of the split that is asked; None for all."""
+    split: Sides = None
+    """The sides of the split that are asked; None for all."""

@@ -14,6 +14,7 @@ from empathy.sources import parse
 from empathy.sources.clean import Bad, clean
 from empathy.sources.reader import Reader
 from empathy.specs import DialoguesSpec
+from empathy.specs.sides import Sides, rows_on
 from empathy.splits import draw, side
 from empathy.stages import Stage
 from empathy.store import Store
@@ -37,11 +38,11 @@ class Corpus:
     most: int | None = None
     _said: dict[str, float] = field(default_factory=dict)
 
-    def count(self, side: str | None = None) -> int | None:
-        """Dialogues on a side, or on all of them (then at most); None while unknown."""
+    def count(self, sides: Sides = None) -> int | None:
+        """Dialogues on a side, on several, or on all of them (several and all at most); None while unknown."""
         if self.sides is None:
-            return None if side else self.most
-        return self.sides.get(side, 0) if side else sum(self.sides.values())
+            return None if isinstance(sides, str) else self.most
+        return rows_on(sides, sum(self.sides.values()), self.sides)
 
     def on(self, side: str) -> list[Dialogue]:
         return [d for d in self.some if d.split == side]

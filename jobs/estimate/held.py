@@ -8,6 +8,7 @@ from empathy import judges, replies
 from empathy.records import Dialogue
 from empathy.requests import Answer, Asking
 from empathy.specs import Recorded, RepliesSpec, Teacher, VerdictsSpec
+from empathy.specs.sides import is_on
 from empathy.stages import Stage
 from jobs.estimate.view import View
 from serving.ledger import Ledger
@@ -70,7 +71,7 @@ class Held:
         return (
             replies.ask(teacher, dialogue, said, sample)
             for dialogue in corpus.some
-            if spec.split in (None, dialogue.split)
+            if is_on(spec.split, dialogue.split)
             if (said := self._said(stage.inputs["improves"], dialogue) if rewrites else dialogue.human_reply)
             or not rewrites
             for sample in range(teacher.samples)

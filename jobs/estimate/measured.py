@@ -20,11 +20,11 @@ MOST_READ = 1_000
 def asked(spec: Mapping[str, Any]) -> Asked | None:
     """What is asked of whom to make a stage of this spec, as identities hold it; None where nobody is asked.
 
-    Ratings are a rubric's scores on all sides of the split, which choose examples; they are told apart because the
+    Ratings are a rubric's scores on more than the test side, which choose examples; they are told apart because the
     replies that they are about are others.
     """
     if judge := spec.get("judge"):
-        mode = judge.get("mode") or ("rubric" if spec.get("split") else "ratings")
+        mode = judge.get("mode") or ("rubric" if spec.get("split") == "test" else "ratings")
         return mode, judge["provider"], judge["model"]
     responder = spec.get("responder") or {}
     return ("replies", responder["provider"], responder["model"]) if responder.get("type") == "teacher" else None
