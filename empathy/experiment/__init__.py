@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from empathy import documents, prompts
-from empathy.experiment.arms import Arms, Grid, Regime
+from empathy.experiment.arms import NAIVE, Arms, Grid, Regime
 from empathy.experiment.asked import Judging, Ratings, Scoring, Teacher
 from empathy.experiment.data import Data
 from empathy.experiment.sections import Section, Seed
@@ -83,9 +83,28 @@ class Experiment(Section):
             self._check_regimes(arms)
             self._check_teachers(arms)
             self._check_strategies(arms)
+        self._check_opponents()
         if self.ratings and self.teacher and self.teacher.unrated_is_good:
             raise ValueError("unrated_is_good = true beside [ratings]: the judge rates every reply; remove one of them")
         return self
+
+    def _check_opponents(self) -> None:
+        """An opponent that no arm has would be left out of the report without a word."""
+        asked = self.judge.opponents if "opponents" in self.judge.model_fields_set else ()
+        if "teacher" in asked and all(METHODS[m].learns == "human" for arms in self.arms for m in arms.method):
+            raise ValueError(
+                'judge.opponents: no arm has a teacher; remove "teacher" there, or add arms that learn of one'
+            )
+        if NAIVE not in asked:
+            return
+        naive = {kind for arms in self.arms if NAIVE in arms.strategy for kind in arms.apart_from_strategy}
+        others = {kind for arms in self.arms if {*arms.strategy} - {NAIVE} for kind in arms.apart_from_strategy}
+        if not naive or (others and not naive & others):
+            raise ValueError(
+                'judge.opponents: "naive" is the arm that differs in its strategy alone, and there is none; '
+                'add strategy = "naive" beside the others (same method, teacher, wording and options), or '
+                "remove the opponent"
+            )
 
     def _check_students(self) -> None:
         for name, student in self.students.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,8 @@ from empathy.experiment.sections import LISTED, Section, Seed
 from empathy.specs import METHODS
 
 Regime = Literal["sft", "dpo", "sft+dpo"]
+NAIVE = "naive"
+"""The strategy that the others are compared with."""
 
 
 METHOD_OPTIONS = ("both_replies", "rejected", "original", "division")
@@ -75,6 +78,12 @@ class Arms(Section):
     def options(self) -> dict[str, tuple[bool | str, ...]]:
         """The options of methods that these arms set, with their values."""
         return {name: values for name in METHOD_OPTIONS if (values := getattr(self, name))}
+
+    @property
+    def apart_from_strategy(self) -> set[tuple[object, ...]]:
+        """What its arms are beside their strategy; no wording is the first."""
+        options = ([(name, value) for value in values] for name, values in self.options.items())
+        return set(product(self.method, self.teacher or (None,), self.wording or (0,), *options))
 
     @property
     def rewrites(self) -> bool:

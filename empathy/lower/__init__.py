@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from empathy import dialogues
 from empathy.experiment import Experiment
+from empathy.experiment.arms import NAIVE
 from empathy.lower.cells import Cell, Lesson, Lowered, cell_name, served_names
 from empathy.lower.grid import Wanted, wanted
 from empathy.lower.judging import Side, compared, rubric_scores
@@ -18,9 +19,6 @@ from empathy.lower.lessons import Lessons
 from empathy.lower.students import Students
 from empathy.specs import ReportSpec
 from empathy.stages import Stage
-
-NAIVE = "naive"
-"""The strategy that the others are compared with."""
 
 __all__ = ["Cell", "Lesson", "Lowered", "lower"]
 
@@ -62,6 +60,8 @@ class _Lowering:
         self.inputs: dict[str, Stage] = {"dialogues": self.dialogues, "human:replies": self.human}
         self.names: dict[str, str] = {}
         self.cells: list[Cell] = []
+        self.naive: dict[str, Cell] = {}
+        """The naive arms by their `_naive_names`."""
         self.bases: dict[str, Stage] = {}
         self._scored("human", self.human)
 
@@ -117,6 +117,9 @@ class _Lowering:
         replies = self.students.answers(tuned, f"{tuned.label} answers")
         cell = Cell(slot, student, wanted.regime, wanted.seed, wanted.lesson, tuned, replies)
         self.cells.append(cell)
+        if cell.lesson.strategy == NAIVE:
+            for name in _naive_names(cell):
+                self.naive.setdefault(name, cell)
         self.names[slot] = cell.name
         self.inputs |= {f"{slot}:checkpoint": tuned, f"{slot}:replies": replies}
         self._scored(slot, replies)
@@ -155,8 +158,8 @@ class _Lowering:
         """The arm that differs in its strategy alone, which is the naive one."""
         if "naive" not in self.x.judge.opponents or cell.lesson.strategy in (None, NAIVE):
             return {}
-        naive = cell_name(cell.student, cell.regime, replace(cell.lesson, strategy=NAIVE), cell.seed)
-        return {c.slot: c.replies for c in self.cells if c.name == naive}
+        naive = next((self.naive[name] for name in _naive_names(cell) if name in self.naive), None)
+        return {naive.slot: naive.replies} if naive else {}
 
     def _scores(self, slot: str, checkpoint: Stage, taught: _Taught) -> None:
         """Held-out likelihood and preference accuracy."""
@@ -167,3 +170,11 @@ class _Lowering:
                 label = f"held-out {measured} of {self.names[slot]}{on}"
                 stage = self.students.logprobs(checkpoint, taught.heldout[objective], label)
                 self.inputs[f"{slot}:{what}:{j}"] = stage
+
+
+def _naive_names(cell: Cell) -> list[str]:
+    """What the arm would be called that differs from a cell in having the naive strategy: with the wording that its
+    arms chose, and with the one that it has: none chosen is the first."""
+    wordings = (cell.lesson.wording, cell.lesson.wording or 0)
+    lessons = [replace(cell.lesson, strategy=NAIVE, wording=wording) for wording in wordings]
+    return [cell_name(cell.student, cell.regime, lesson, cell.seed) for lesson in lessons]

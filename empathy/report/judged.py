@@ -20,6 +20,8 @@ from empathy.stats.contrasts import holm, sign_flip_p
 from empathy.stats.wins import Calls, calls_of, prompt_scores, summary, win_scores
 from empathy.store import Store
 
+FIRST = {"wording": "0"}
+"""The wording of arms that choose none."""
 REGIMES = ("sft", "dpo", "sft+dpo")
 """Each is compared with those before it."""
 PLAIN = ("naive", None)
@@ -88,6 +90,7 @@ def estimates(cells: Cells, tables: Iterable[Table]) -> Iterator[Estimate]:
 
 def differ_in_one(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
     """Whether two arms are a contrast: one factor differs, not the seed; a strategy is compared with `PLAIN` alone."""
+    ours, theirs = FIRST | dict(ours), FIRST | dict(theirs)
     different = [k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)]
     if different == ["strategy"]:
         return ours.get("strategy") in PLAIN or theirs.get("strategy") in PLAIN

@@ -198,6 +198,51 @@ def test_wordings_are_an_axis(tmp_path: Path) -> None:
     assert plain.cells[0].checkpoint.key == lowered.cells[0].checkpoint.key  # the first wording is the default
 
 
+def test_no_wording_is_the_first_where_arms_are_compared_with_naive_ones(tmp_path: Path) -> None:
+    """One strategy has two wordings and another has one: they are in arms of their own, and compared all the same."""
+
+    def against(*arms: dict[str, Any]) -> list[str]:
+        listed = [{"method": "improve_human"} | one for one in arms]
+        lowered = lower(tiny(tmp_path, arms=listed, grid__regime=["sft"], judge__opponents=["naive"]))
+        return [name for name in lowered.report.inputs if "verdicts" in name]
+
+    naive, lacking = {"strategy": "naive"}, {"strategy": "lacking"}
+    assert against(naive | {"wording": [1, 0]}, lacking) == ["a002:verdicts:a001"]
+    assert against(naive, {"strategy": "combined", "wording": [0, 1]}) == ["a001:verdicts:a000"]
+    assert against(naive, lacking) == ["a001:verdicts:a000"]
+
+
+IMPROVED = {"method": "improve_human", "strategy": "cognitive"}
+
+
+@pytest.mark.parametrize(
+    ("opponents", "arms", "told"),
+    [
+        (
+            ["naive"],
+            [IMPROVED],
+            '"naive" is the arm that differs in its strategy alone, and there is none; add strategy',
+        ),
+        (["naive"], [{"method": "direct"}], '"naive" is the arm'),
+        (["naive"], [IMPROVED, {"method": "improve_llm", "strategy": "naive"}], '"naive" is the arm'),
+        (["naive"], [IMPROVED, {"method": "improve_human", "strategy": "naive", "wording": 1}], '"naive" is the arm'),
+        (["naive"], [IMPROVED, {"method": "improve_human", "strategy": "naive", "wording": 0}], None),
+        (["naive"], [{"method": "improve_human", "strategy": "naive"}], None),  # nobody else is there to compare
+        (["base", "teacher"], [{"method": "human"}], 'no arm has a teacher; remove "teacher" there'),
+        (["teacher"], [{"method": ["human", "direct"]}], None),
+    ],
+)
+def test_an_opponent_that_no_arm_has_is_refused(
+    opponents: list[str], arms: list[dict[str, Any]], told: str | None, tmp_path: Path
+) -> None:
+    changes = {"arms": arms, "judge__opponents": opponents}
+    if told is None:
+        tiny(tmp_path, **changes)
+        return
+    with pytest.raises(ValueError, match=re.escape(told)):
+        tiny(tmp_path, **changes)
+
+
 def test_a_union_pools_what_its_strategies_ask(tmp_path: Path) -> None:
     arms = [{"method": "improve_human", "strategy": ["cognitive", "affective", "compassionate", "combined"]}]
     *single, combined = lower(tiny(tmp_path, arms=arms, grid__regime=["sft"])).cells

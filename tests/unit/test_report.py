@@ -263,6 +263,10 @@ def test_factors_that_make_a_contrast() -> None:
     assert not differ_in_one(arm | {"strategy": "combined"}, arm | {"strategy": "all_three"})
     assert not differ_in_one(arm, arm | {"seed": "1"})
     assert not differ_in_one(arm, arm | {"regime": "dpo", "student": "t"})
+    first = arm | {"wording": "0"}
+    assert differ_in_one(first, arm | {"strategy": "all_three"}), "no wording is the first"
+    assert not differ_in_one(first, arm), "one arm by two names"
+    assert not differ_in_one(arm | {"wording": "1"}, arm | {"strategy": "all_three"})
     answers = {"student": "s", "regime": "sft", "method": "direct", "seed": "0"}
     assert differ_in_one(answers, answers | {"strategy": "chain_of_empathy.cbt"}), "a teacher who is told no strategy"
     assert comes_first(answers, answers | {"strategy": "chain_of_empathy.cbt"})
