@@ -69,7 +69,8 @@ def test_what_is_too_large_to_be_looked_at_is_counted_as_it_will_be_read(
     x = tiny(tmp_path, n=N, **changes)
     sides = read(x)
     assert 0 < sides["test"] < sides.total() <= min(N, changes.get("data__limit", N))
-    assert asked(x, store) == {"rule-teacher-1": (sides.total(), 0), "rule-judge-1": (8 * 2 * sides["test"], 0)}
+    read_by_some = sides["train"] + sides["test"]
+    assert asked(x, store) == {"rule-teacher-1": (read_by_some, 0), "rule-judge-1": (8 * 2 * sides["test"], 0)}
     assert "unknown" not in said(x, store).replace("clusters unknown", "")
 
 
