@@ -167,7 +167,8 @@ def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] =
         return run(file, on, store_url, only)
     if not left:
         return _show(x, lowered, store, profile, file, on, only)
-    said = f"{not_made(len(left))} in {store.url}; `{again(file, on, store_url, only)}` makes them"
+    command = again(file, on, store_url, only)
+    said = f"{not_made(len(left))} in {store.url}; `{command}` makes them, or says what it cannot"
     if not _show_partial(x, lowered, store, profile, file, on, only, {}):
         raise ValueError(f"file = {file!r}: {said}")
     print(said, file=sys.stderr)
