@@ -7,19 +7,22 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from cluster import runner
+from cluster.steps import here
 from empathy import experiment, judges
 from empathy.lower import lower
 from empathy.records import Dialogue, Logprob, Reply, Verdict
-from empathy.specs import RepliesSpec, Student, VerdictsSpec
+from empathy.specs import ExamplesSpec, RepliesSpec, Teacher, VerdictsSpec
 from empathy.stages import Stage, walk
 from empathy.store import Store
 from jobs import cli
 from serving.rules import judge
 from tests.experiments import tiny_file
-from tests.sets import answered, made
+from tests.sets import answered, ask, made
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def _filled(file: Path) -> Store:
     return found
 
 
-def _write(store: Store, stage: Stage) -> None:
+def _write(store: Store, stage: Stage, text: str = "I hear you. {}") -> None:
     writer, spec = store.writer(stage), stage.spec
     about = stage.inputs.get("examples" if stage.kind == "logprobs" else "dialogues")
     for part in range(len(store.get(about).parts)) if about and stage.kind != "checkpoint" else ():
@@ -52,11 +55,10 @@ def _write(store: Store, stage: Stage) -> None:
             asked = judges.askings(stage, store, part)
             writer.write_records(part, [answered(a, judge.reply) for _, a in asked], Verdict)
         elif isinstance(spec, RepliesSpec):
-            assert isinstance(spec.responder, Student)
-            here = [d for d in store.get(stage.inputs["dialogues"]).read(Dialogue, part) if d.split == "test"]
-            writer.write_records(
-                part, [Reply(d.id, "tiny", f"I hear you. {stage.key[: k % 9]}") for k, d in enumerate(here)], Reply
-            )
+            there = store.get(stage.inputs["dialogues"]).read(Dialogue, part)
+            spoken_to = [d for d in there if spec.split in (None, d.split)]
+            said = [Reply(d.id, "tiny", text.format(stage.key[: k % 9])) for k, d in enumerate(spoken_to)]
+            writer.write_records(part, said, Reply)
         else:
             ids = store.get(stage.inputs["examples"]).table(part).column("id").to_pylist()
             sides = (
@@ -127,6 +129,43 @@ def test_arms_that_lack_something_are_left_out_and_named(
         assert "against the human reply: not made" in text
     assert not store.done(lowered.report)
     assert sft.name.split()[1] == "regime=sft"
+
+
+def test_a_run_whose_sets_fail_reports_the_other_arms(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every reply of one arm's teacher is caught by a screen. Nothing else is left to do, so Ray is not needed."""
+
+    def start(*args: object) -> NoReturn:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(runner, "ray_session", start)
+    arm = '\n[[arms]]\nmethod = "improve_human"\nstrategy = "naive"\nscreens = ["names_itself_ai"]\n[grid]'
+    file.write_text(file.read_text().replace("\n[grid]", arm))
+    found, lowered = Store.open(str(file.parent / "store")), lower(experiment.load(file))
+    caught = next(s for s in walk([lowered.report]) if s.label.startswith("rule-teacher-1 naive"))
+    for stage in walk([lowered.report]):
+        failing = isinstance(stage.spec, ExamplesSpec) and stage.spec.screens
+        if stage.kind == "report" or failing or not all(map(found.done, stage.inputs.values())):
+            continue
+        if stage == caught:
+            _write(found, stage, "As an AI language model, I care.")
+        elif isinstance(stage.spec, RepliesSpec) and isinstance(stage.spec.responder, Teacher):
+            ask(stage, found)
+        elif here.takes(stage):
+            here.make(stage, found)
+        else:
+            _write(found, stage)
+    assert cli.main(["run", str(file), "--store", found.url]) == 1
+    said = capsys.readouterr()
+    assert said.err.count("for good: max_dropped = 0.2: ") == 2
+    assert "Go on with" not in said.err
+    out = said.out.partition("LEFT OUT, 2 of 4 arms")[2].splitlines()
+    assert [line.strip() for line in out if "naive" in line and "examples/" not in line] == [
+        "sft improve_human naive", "sft+dpo improve_human naive"
+    ]  # fmt: skip
+    assert sum("max_dropped = 0.2: " in line and "names_itself_ai" in line for line in out) == 2
+    assert "<b>2 arms are left out</b>" in Path(out[-1]).read_text()
 
 
 def test_what_is_lacking_is_said_and_not_made(file: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
