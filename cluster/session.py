@@ -73,9 +73,13 @@ QUIET = (
     "Token authentication is enabled",  # what we want; Ray says it at each start
     "will not be considered for future requests because it has died",  # `cluster.steps.generating` says it in words
 )
-TOLD = re.compile(r"A worker died or was killed while executing a task|Task .* will be retried", re.DOTALL)
-"""Ray's word on every process that ends, engines that we end included. Those that matter are told by who waits for
-them (`Progress.lost`)."""
+TOLD = re.compile(
+    r"A worker died or was killed while executing a task|Task .* will be retried"
+    r"|WARNING: \d+ PYTHON worker processes have been started",
+    re.DOTALL,
+)
+"""Ray's word on every process that ends, engines that we end included: those that matter are told by who waits for
+them (`Progress.lost`). And its alarm where more workers come up than the machine has cores, as `ray.cpus` wants it."""
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:

@@ -81,7 +81,8 @@ def test_rays_errors_are_cut_to_a_sentence_and_deaths_that_we_tell_are_left_out(
     died = "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot, see ..."
     full = "2 Workers (tasks / actors) killed due to memory pressure (OOM). Refer to the documentation ..."
     again = "Task MapWorker(MapBatches(Asker)).submit failed. 3 retries remaining, so it will be retried. Error: ..."
-    session._relay({"lines": [died, again, full], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    many = "WARNING: 8 PYTHON worker processes have been started on node: b7 with address: 10.0.0.1. This could be ..."
+    session._relay({"lines": [died, many, again, full], "pid": "raylet", "is_err": False}, ignore_prefix=False)
     out, err = capsys.readouterr()
     assert (out, err) == ("", "Ray: 2 Workers (tasks / actors) killed due to memory pressure (OOM)\n")
 
