@@ -212,9 +212,11 @@ def main() -> None:
     parser.add_argument("--objective", nargs="*", default=["sft", "dpo"], choices=["sft", "dpo"])
     parser.add_argument("--repeats", type=int, help="by default 3, and 1 from 5 million rows on")
     parser.add_argument("--folder", type=Path, help="where the dialogues are, or are put and kept")
-    parser.add_argument("--way", choices=[*WAYS, READ], help="measure this alone, once, and print it as JSON")
+    parser.add_argument("--way", choices=[*WAYS, READ], help="measure this alone, once, in --folder")
     options = parser.parse_args()
     sizes = options.rows or ([2_000, 200_000, 1_000_000] if options.quick else [2_000, 1_000_000, 10_000_000])
+    if options.way and options.folder is None:
+        parser.error("--way: measures on dialogues that are there; name their --folder")
     if options.way:
         print(json.dumps(measure(options.way, options.folder, sizes[0], options.objective[0])))
         return
