@@ -8,10 +8,12 @@ that a row does not hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -107,15 +109,46 @@ def _first(past: tuple[tuple[int, int], ...], tokens: int) -> tuple[tuple[int, i
 
 @dataclass(frozen=True)
 class Grown:
-    """A layout's branches on a device. `masks`: for each branch (its tokens, past and itself) bool, True where a query
-    sees a key; None where a branch has no past, or is one token that sees all."""
+    """A layout's branches on a device, as the two ways to attend want them; each is made when it is first asked for."""
 
     branches: tuple[Branch, ...]
-    masks: tuple[torch.Tensor | None, ...]
+    device: Any
 
-    @classmethod
-    def on(cls, device: Any, branches: tuple[Branch, ...]) -> Grown:
-        return cls(branches, tuple(_mask(branch, device) for branch in branches))
+    @cached_property
+    def masks(self) -> tuple[torch.Tensor | None, ...]:
+        """For each branch (its tokens, past and itself) bool, True where a query sees a key; None where a branch has no
+        past, or is one token that sees all."""
+        return tuple(_mask(branch, self.device) for branch in self.branches)
+
+    @cached_property
+    def packed(self) -> Packed:
+        sizes = np.array([branch.tokens for branch in self.branches])
+        starts = np.cumsum(sizes) - sizes
+        seen = [
+            [*(starts[n] + np.arange(count) for n, count in branch.past), start + np.arange(branch.tokens)]
+            for start, branch in zip(starts, self.branches, strict=True)
+        ]
+        keys = np.concatenate([part for parts in seen for part in parts])
+        lengths = np.array([sum(map(len, parts)) for parts in seen])
+
+        def ends(counts: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)).to(self.device)
+
+        return Packed(
+            torch.from_numpy(keys).to(self.device), ends(sizes), ends(lengths), int(sizes.max()), int(lengths.max())
+        )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """keys: (K,) int64, which of the N tokens each branch sees, branch after branch, in order. query_ends, key_ends:
+    (branches + 1,) int32, where each branch's queries and keys end among the N and the K, from 0."""
+
+    keys: torch.Tensor
+    query_ends: torch.Tensor
+    key_ends: torch.Tensor
+    most_queries: int
+    most_keys: int
 
 
 def _mask(branch: Branch, device: Any) -> torch.Tensor | None:
@@ -144,6 +177,8 @@ def attend_by_branch(
         return as_it_is
     if rest.get("position_bias") is not None:
         raise ValueError("position_bias: is of whole rows")
+    if flash_takes(query):
+        return _all_at_once(query, key, value, branches.packed, rest.get("scaling")), None
     sizes = [branch.tokens for branch in branches.branches]
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
     made = [
@@ -157,6 +192,51 @@ def _with_past(parts: tuple[torch.Tensor, ...], number: int, branch: Branch) -> 
     if not branch.past:
         return parts[number]
     return torch.cat([*(parts[n][:, :, :count] for n, count in branch.past), parts[number]], dim=2)
+
+
+def flash_takes(query: torch.Tensor) -> bool:
+    """Does FlashAttention, as torch has it, take this: half precision, on a GPU from Ampere on?"""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _all_at_once(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Packed, scaling: float | None
+) -> torch.Tensor:
+    """One FlashAttention call of as many sequences as there are branches. A query sees the keys up to its own: causal
+    masks end at the lower right there, so a branch's past comes before it."""
+    seen_keys, seen_values = gathered(key, value, packed.keys)
+    made: Any = varlen_attn(
+        query[0].transpose(0, 1),
+        seen_keys,
+        seen_values,
+        packed.query_ends,
+        packed.key_ends,
+        packed.most_queries,
+        packed.most_keys,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )
+    attended: torch.Tensor = made[None]
+    return attended
+
+
+def gathered(key: torch.Tensor, value: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """key, value: (1, heads, N, D); places: (K,). Their tokens at `places`, (K, heads, D) each.
+
+    A shared past is seen by many branches, so its gradient is a sum of many: an embedding's backward pass sorts, and so
+    adds in one order and in float32, where that of an index would add in any, rounding each time.
+    """
+    heads, width = key.shape[1], key.shape[3]
+    table_N2HD = torch.cat([key, value], dim=1)[0].transpose(0, 1).flatten(1)
+    found = torch.nn.functional.embedding(places, table_N2HD).unflatten(1, (2 * heads, width))
+    return found[:, :heads], found[:, heads:]
 
 
 AttentionInterface.register(BY_BRANCH, attend_by_branch)

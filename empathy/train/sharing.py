@@ -92,7 +92,7 @@ class Sharing:
             input_ids=ids_1N,
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # four axes: none is made for it
             position_ids=positions_1N,
-            branches=Grown.on(device, layout.branches),
+            branches=Grown(layout.branches, device),
             **rest,
         )
         found.last_hidden_state = found.last_hidden_state[0][place_BL]

@@ -132,25 +132,67 @@ def test_padding_that_looks_like_tokens_is_shared_with_nobody() -> None:
     assert layout.ids.size == 8 + 1
 
 
+def read(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and all gradients."""
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    loss = model(**batch, labels=labels, use_cache=False).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_and_gradients_are_those_of_the_padded_batch(name: str) -> None:
     model, batch = model_of(CONFIGS[name]()), padded(drawn(1))
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-
-    def run() -> tuple[float, dict[str, torch.Tensor]]:
-        model.zero_grad()
-        loss = model(**batch, labels=labels, use_cache=False).loss
-        loss.backward()
-        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
-
-    plain, theirs = run()
-    read = counted(model)
+    plain, theirs = read(model, batch)
+    tokens = counted(model)
     sharing.install(model)
-    loss, ours = run()
+    loss, ours = read(model, batch)
     assert loss == pytest.approx(plain, rel=1e-6)
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-    assert read[-1] < 0.6 * batch["input_ids"].numel()
+    assert tokens[-1] < 0.6 * batch["input_ids"].numel()
+
+
+def sequences_one_by_one(
+    query: Any, key: Any, value: Any, query_ends: Any, key_ends: Any, most_queries: int, most_keys: int, **rest: Any
+) -> Any:
+    """What torch's `varlen_attn` is to give, which runs on GPUs alone: sequence s has the queries from query_ends[s] on
+    and the keys from key_ends[s] on, and the last query sees the last key."""
+    assert rest["window_size"] == (-1, 0)
+    found = []
+    for q, k, v in zip(
+        query.split(query_ends.diff().tolist()),
+        key.split(key_ends.diff().tolist()),
+        value.split(key_ends.diff().tolist()),
+        strict=True,
+    ):
+        assert len(q) <= most_queries
+        assert len(k) <= most_keys
+        sees = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        heads_first = [x.transpose(0, 1) for x in (q, k, v)]
+        found.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *heads_first, sees, scale=rest["scale"], enable_gqa=rest["enable_gqa"]
+            ).transpose(0, 1)
+        )
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_branches_in_one_call_are_the_branches_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to FlashAttention, read by a plain stand-in (tests/gpu has the real one)."""
+    model, batch = model_of(CONFIGS[name]()), padded(drawn(6))
+    sharing.install(model)
+    one_by_one, theirs = read(model, batch)
+    asked = list[bool]()
+    monkeypatch.setattr(branches, "flash_takes", lambda query: asked.append(True) or True)
+    monkeypatch.setattr(branches, "varlen_attn", sequences_one_by_one)
+    at_once, ours = read(model, batch)
+    assert asked
+    assert at_once == pytest.approx(one_by_one, rel=1e-6)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def counted(model: Any) -> list[int]:
