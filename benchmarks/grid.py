@@ -2,6 +2,7 @@
 
     python -m benchmarks.grid [--quick] [--alone N]
 
+On a machine with a GPU all three compute on it, in bf16; the grid trains and answers on one GPU side by side.
 Twelve arms: six lessons (the teacher's own replies, and five strategies that rewrite the human's), each by SFT and by
 SFT + DPO. All three ways read the same base from a folder and use the same settings and all cores.
 
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import report
+from cluster import gpus
 from empathy import experiment, templates
 from empathy.lower import Cell, lower
 from empathy.records import Demonstration, Dialogue, Preference
@@ -53,9 +55,11 @@ workers     = 0
 [train]
 workers     = 1
 micro_batch = 16
+{{gpu}}
 [engine]
 kv_cache_gib  = {KV_GIB}
 max_model_len = {MAX_LENGTH}
+{{half}}
 """
 
 
@@ -91,7 +95,7 @@ model    = "{base}"
 template = "plain"
 [train]
 lora              = {{ rank = {RANK}, alpha = {ALPHA} }}
-precision         = "fp32"
+precision         = "{precision()}"
 max_length_tokens = {MAX_LENGTH}
 sft = {table(SFT)}
 dpo = {table(DPO)}
@@ -104,6 +108,15 @@ models   = ["rule-judge-1"]
 [grid]
 regime = {json.dumps(list(regimes))}
 """
+
+
+def on_gpu() -> bool:
+    return bool(gpus.found().names)
+
+
+def precision() -> str:
+    """What all three compute in: vLLM's CUDA kernels take no adapters in float32."""
+    return "bf16" if on_gpu() else "fp32"
 
 
 def make_base(folder: Path) -> Path:
@@ -124,7 +137,9 @@ class Bench:
         self.folder = folder
         self.base = make_base(folder / "base")
         self.profile = folder / "profile.toml"
-        self.profile.write_text(f'cache = "{folder / "cache"}"\nreports = "{folder / "reports"}"\n{PROFILE}')
+        halves = {"gpu": "gpus_per_worker = 0.5", "half": "gpus = 0.5"} if on_gpu() else {"gpu": "", "half": ""}
+        folders = f'cache = "{folder / "cache"}"\nreports = "{folder / "reports"}"\n'
+        self.profile.write_text(folders + PROFILE.format(**halves))
 
     def file(self, name: str, strategies: Sequence[str], regimes: Sequence[str]) -> Path:
         file = self.folder / f"{name}.toml"
@@ -142,12 +157,13 @@ class Bench:
         out = self.folder / f"script-{arm.strategy}-{arm.regime}"
         out.mkdir()
         given = write_data(cell, store, out)
+        shared = {"max_length": MAX_LENGTH, "precision": precision()}
         settings = {
             "template": templates.load("plain"),
             "rank": RANK,
             "alpha": ALPHA,
-            "sft": {**SFT, "max_length": MAX_LENGTH},
-            "dpo": {**DPO, "max_length": MAX_LENGTH},
+            "sft": {**SFT, **shared},
+            "dpo": {**DPO, **shared},
             "max_tokens": MAX_TOKENS,
             "kv_cache_bytes": int(KV_GIB * 2**30),
         }

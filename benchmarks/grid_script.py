@@ -30,7 +30,7 @@ def arguments(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "optim": "adamw_torch",
         "max_length": settings["max_length"],
         "gradient_checkpointing": False,
-        "bf16": False,
+        "bf16": settings["precision"] == "bf16",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -84,7 +84,7 @@ def answer(options: argparse.Namespace, settings: dict[str, Any]) -> list[str]:
 
     engine = LLM(
         options.base,
-        dtype="float32",
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[settings["sft"]["precision"]],
         max_model_len=settings["sft"]["max_length"],
         kv_cache_memory_bytes=settings["kv_cache_bytes"],
         enable_lora=True,

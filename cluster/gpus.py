@@ -54,8 +54,9 @@ def check(profile: Profile, lanes: Collection[str]) -> None:
     want = wanted(profile, lanes)
     if not want or want <= len((there := found()).names):
         return
+    train = profile.train
     raise ValueError(
-        f"the profile's [train] gpus_per_worker = {profile.train.gpus_per_worker} (workers = {profile.train.workers}) "
+        f"the profile's [train] gpus_per_worker = {train.gpus_per_worker:g} (workers = {train.workers}) "
         f"and [engine] gpus = {profile.engine.gpus:g} (replicas = {profile.engine.replicas}) take {want:g} GPUs of "
         f"this machine, which has {len(there.names)}{f' ({there.why})' if there.why else ''}: take another profile "
         'with --on, set them to 0 to use the CPU, or join a cluster with [ray] address = "auto"'

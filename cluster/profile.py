@@ -68,13 +68,23 @@ class Training(Section):
     """The group of training workers."""
 
     workers: int = Field(2, ge=1)
-    gpus_per_worker: int = Field(0, ge=0)
+    gpus_per_worker: float = Field(0, ge=0, le=1)
+    """A worker computes on one GPU. A share of it (0.5) leaves room for an engine with the rest on the same GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = Field(8, ge=1)
     gradient_checkpointing: bool = False
     share_prefixes: bool | None = None
     save_every_s: float = Field(300, gt=0)
     max_failures: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _a_gpu_each(self) -> Training:
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: two workers cannot "
+                "compute on one GPU together (NCCL); set workers = 1, or gpus_per_worker = 1"
+            )
+        return self
 
     @property
     def shares_prefixes(self) -> bool:

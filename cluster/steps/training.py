@@ -52,6 +52,7 @@ def placement_of(profile: Profile) -> Placement:
         micro_batch=place.micro_batch,
         zero_stage=place.zero_stage,
         device="cuda" if place.gpus_per_worker else "cpu",
+        gpu_share=place.gpus_per_worker or 1.0,
         gradient_checkpointing=place.gradient_checkpointing,
         share_prefixes=place.shares_prefixes,
         save_every_s=place.save_every_s,
@@ -92,7 +93,7 @@ def train_on(places: Sequence[Place], work: Work, placement: Placement, max_fail
     """
     for name, value in RAY_TRAIN.items():
         os.environ.setdefault(name, value)
-    gpus = placement.workers if placement.device == "cuda" else 0
+    gpus = placement.workers * placement.gpu_share if placement.device == "cuda" else 0
     feed = _Feed(places, work, placement)
     while feed.wait():
         with work.room("training", Needs(placement.workers, gpus)):

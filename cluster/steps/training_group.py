@@ -99,7 +99,7 @@ def _scaling(placement: Placement) -> Any:
     from ray.train import ScalingConfig
 
     gpu = placement.device == "cuda"
-    resources = {"CPU": 1.0} | ({"GPU": 1.0} if gpu else {})
+    resources = {"CPU": 1.0} | ({"GPU": placement.gpu_share} if gpu else {})
     return ScalingConfig(num_workers=placement.workers, use_gpu=gpu, resources_per_worker=resources)
 
 

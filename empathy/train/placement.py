@@ -15,6 +15,7 @@ class Placement:
     goes to the store, None = not by that measure. threads: CPU threads a worker, None = its share of the machine.
     share_prefixes: what rows of a micro-batch have in common is read once, and padding never
     (`empathy.train.sharing`; not under ZeRO-3).
+    gpu_share: how much of its GPU is a worker's; what else computes there has the rest.
     local_dir: scratch space, None = the system's. score_tokens: padded tokens in one batch of log-probabilities.
     timeout_s: how long a worker waits for the others before it gives up.
     """
@@ -23,6 +24,7 @@ class Placement:
     micro_batch: int | None = None
     zero_stage: Literal[0, 1, 2, 3] = 2
     device: Device = "auto"
+    gpu_share: float = 1.0
     gradient_checkpointing: bool = False
     share_prefixes: bool = True
     save_every_steps: int | None = None

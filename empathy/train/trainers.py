@@ -1,8 +1,7 @@
 """TRL's trainers, fed with our batches, and the DeepSpeed configuration they run under.
 
 What is theirs: the losses, the optimiser's loop, ZeRO. What is ours: which examples make which step, so that workers
-and
-micro-batches do not change it; and where the files of a resumable checkpoint go.
+and micro-batches do not change it; and where the files of a resumable checkpoint go.
 """
 
 from __future__ import annotations

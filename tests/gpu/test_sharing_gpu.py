@@ -33,9 +33,7 @@ def in_one_row(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, torch
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("config", [LlamaConfig(**SHAPE), Qwen2Config(**SHAPE)], ids=["llama", "qwen2"])
-def test_no_further_from_float32_than_the_padded_batch(
-    config: Any, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_further_from_float32_than_the_padded_batch(config: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branches, "BRANCH_TOKENS", 0)
     torch.manual_seed(seed)
     exact = AutoModelForCausalLM.from_config(config).cuda()
@@ -46,7 +44,9 @@ def test_no_further_from_float32_than_the_padded_batch(
     taken = branches.varlen_attn
     monkeypatch.setattr(branches, "varlen_attn", lambda *given, **named: calls.append(1) or taken(*given, **named))
     batch = {name: tensor.cuda() for name, tensor in padded(drawn(seed, prompts=6, replies=3, trunk=40)).items()}
-    (true_loss, true), (plain_loss, theirs), (loss, ours) = (in_one_row(model, batch) for model in (exact, plain, shared))
+    (true_loss, true), (plain_loss, theirs), (loss, ours) = (
+        in_one_row(model, batch) for model in (exact, plain, shared)
+    )
     assert len(calls) >= config.num_hidden_layers
     assert abs(loss - true_loss) <= 2 * abs(plain_loss - true_loss) + 2e-3
     assert (ours - true).norm() <= 1.25 * (theirs - true).norm()

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import gpus
 from cluster.profile import Profile
+from cluster.steps.training import placement_of
 
 ONE = "echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 580.159.04'"
 PROFILE = Profile.model_validate({"train": {"workers": 2, "gpus_per_worker": 1}, "engine": {"gpus": 1}})
@@ -64,3 +65,14 @@ def test_an_engine_takes_a_share_of_one_gpu_or_whole_ones(number: float, fits: b
         return
     with pytest.raises(ValueError, match="a share of one GPU"):
         Profile.model_validate({"engine": {"gpus": number}})
+
+
+def test_a_training_worker_takes_a_gpu_or_a_share_of_one_of_its_own() -> None:
+    beside = Profile.model_validate({"train": {"workers": 1, "gpus_per_worker": 0.5}, "engine": {"gpus": 0.5}})
+    assert placement_of(beside).gpu_share == 0.5
+    assert gpus.wanted(beside) == 0.5
+    assert placement_of(PROFILE).gpu_share == placement_of(Profile()).gpu_share == 1
+    with pytest.raises(ValueError, match=r"gpus_per_worker = 0.5 with workers = 2: .* set workers = 1"):
+        Profile.model_validate({"train": {"workers": 2, "gpus_per_worker": 0.5}})
+    with pytest.raises(ValueError, match=r"less than or equal to 1"):
+        Profile.model_validate({"train": {"gpus_per_worker": 2}})
