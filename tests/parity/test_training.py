@@ -313,11 +313,13 @@ def test_progress_of_another_zero_stage_is_refused_with_the_remedy(
             Progress(store.files, "k", group, {"workers": 1, "zero_stage": 1}).newest(tmp_path / "other")
 
 
-def test_a_loss_that_is_no_number_stops_the_training(store: Store, made: list[Stage]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_is_no_number_stops_the_training(store: Store, made: list[Stage], precision: str) -> None:
     base, *_ = made
     wild = tuned(
         Sft(optimiser=optimiser(learning_rate=1e30, epochs=2, schedule="constant"), tuning=Full()),
         {"base": base, "examples": examples(store, "sft", demonstrations(24, 2))},
+        precision=precision,
     )
     with pytest.raises(FloatingPointError, match=r"(loss|grad_norm) is (nan|inf) at step \d.*learning_rate"):
         session.run([wild], store, HERE)
