@@ -13,7 +13,7 @@ from typing import Any
 from empathy.records import Demonstration, Logprob, Preference
 from empathy.specs import Dpo, HubBase, Sft
 from empathy.stages import Stage
-from empathy.train import lora, save, sharing, watch
+from empathy.train import save, sharing, watch
 from empathy.train.base import tokenizer_and_template
 from empathy.train.bench import Bench, adapter_of, base_of, checkpoint_spec
 from empathy.train.group import tell_accelerate
@@ -142,7 +142,7 @@ def _trainer(stage: Stage, bench: Bench, renderer: Renderer, rows: Set, plan: Pl
         config = DPOConfig(**given, beta=objective.beta, loss_type="sigmoid", precompute_ref_log_probs=True)
     else:
         config = SFTConfig(**given, dataset_kwargs={"skip_prepare_dataset": True})
-    tuning = adapter_of(stage)
+    lora = adapter_of(stage)
     model = starting_model(stage, bench, renderer)  # after the config: ZeRO-3 reads it while it loads
     if bench.placement.share_prefixes and bench.placement.zero_stage < 3:  # ZeRO-3 brings weights module by module
         sharing.install(model)
@@ -151,13 +151,11 @@ def _trainer(stage: Stage, bench: Bench, renderer: Renderer, rows: Set, plan: Pl
         args=config,
         train_dataset=Dataset.from_dict(rows.columns),
         processing_class=renderer.tokenizer,
-        peft_config=lora_config(tuning) if tuning else None,
+        peft_config=lora_config(lora) if lora else None,
         callbacks=[watch.Watch(stage, bench, plan.steps, spec.precision, isinstance(objective, Dpo))],
     )
     _silence(trainer)
-    if bench.placement.zero_stage < 3:
-        lora.install(trainer.model)
-    if tuning and "policy" in stage.inputs:
+    if lora and "policy" in stage.inputs:
         load_policy_adapter(trainer.model, stage.inputs["policy"], bench)
     shape = {"workers": bench.group.world, "zero_stage": bench.placement.zero_stage}
     trainer.plan, trainer.progress = plan, Progress(bench.store.files, stage.key, bench.group, shape)

@@ -11,7 +11,7 @@ from typing import Any
 from empathy.records import Demonstration, Logprob, Preference, Side
 from empathy.specs import ExamplesSpec, LogprobsSpec
 from empathy.stages import Stage
-from empathy.train import lora, sharing
+from empathy.train import sharing
 from empathy.train.bench import Bench, adapter_of, base_of
 from empathy.train.save import versions
 from empathy.train.tokens import Renderer, Row, demonstration_rows, preference_rows
@@ -77,7 +77,6 @@ def scoring_model(checkpoint: Stage, bench: Bench, precision: str) -> Iterator[A
     if bench.placement.share_prefixes:
         sharing.install(base)
     model = PeftModel.from_pretrained(base, str(bench.folder(checkpoint) / "adapter"), autocast_adapter_dtype=False)
-    lora.install(model)
     try:
         yield model.to(bench.group.device).eval()
     finally:
