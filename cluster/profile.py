@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from empathy import documents
 from empathy.store import Store
+from empathy.words import instead
 from serving.prices import EMBEDDED as EMBEDDED
 from serving.prices import Price, Prices
 
@@ -252,9 +253,8 @@ class Profile(Section):
         places = KNOWN_PROVIDERS | self.providers
         if name not in places:
             raise ValueError(
-                f"provider = {name!r}: unknown; add a table [providers.{name}] with base_url and key_env to the "
-                f"profile, or use one of "
-                f"{', '.join([EMBEDDED, *places])}"
+                f"provider = {name!r}: unknown{instead(name, [EMBEDDED, *places])}; for another add a table "
+                f"[providers.{name}] with base_url and key_env to the profile"
             )
         return places[name]
 

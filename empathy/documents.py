@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from empathy.words import instead
 
 M = TypeVar("M", bound=BaseModel)
 MOST_SHOWN = 200
@@ -22,6 +23,8 @@ _REMEDIES = {
     "string_type": 'must be a text, in "quotes"',
 }
 """What pydantic says in words of Python's types."""
+_QUOTED = re.compile(r"'([^']*)'")
+"""Names as pydantic lists them."""
 _SECRET_FIELD = re.compile(r"(?i)(^|_)(key|key_env|token|auth\w*)$|secret|passw|credential")
 _SECRET_VALUE = re.compile(r"(?i)\b(sk-|gsk_|hf_|AIza|AKIA|bearer\s)[\w\-.]{6,}|://[^/\s'\"]*@")
 
@@ -73,15 +76,17 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
             continue  # an item that is wrong is not counted, and the list is blamed for that too
         where = ".".join(str(p) for p in loc if p != "[key]")
         if kind == "extra_forbidden":
-            names = _fields_at(model, loc)
-            close = difflib.get_close_matches(str(loc[-1]), names, 1)
-            hint = f", did you mean {close[0]!r}?" if close else "."
-            lines.append(f"{where} = {_shown(loc, item['input'])}: no such field{hint} Fields here: {', '.join(names)}")
+            known = instead(str(loc[-1]), _fields_at(model, loc))
+            lines.append(f"{where} = {_shown(loc, item['input'])}: no such field{known}")
         elif kind == "missing":
             lines.append(f"{where}: is missing; add it")
         elif kind == "union_tag_invalid":
             context = item["ctx"]
-            lines.append(f"{where}.type = {context['tag']!r}: unknown; one of {context['expected_tags']}")
+            known = instead(context["tag"], _QUOTED.findall(context["expected_tags"]))
+            lines.append(f"{where}.type = {context['tag']!r}: unknown{known}")
+        elif kind == "literal_error" and isinstance(item["input"], str) and "'" in item["ctx"]["expected"]:
+            known = instead(item["input"], _QUOTED.findall(item["ctx"]["expected"]))
+            lines.append(f"{where} = {_shown(loc, item['input'])}: unknown{known}")
         elif kind == "union_tag_not_found":
             lines.append(f"{where} = {_shown(loc, _value(data, loc))}: needs a type, e.g. {{ type = ... }}")
         else:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from empathy import phrases
+from empathy.words import instead
 
 if TYPE_CHECKING:  # slow to load, and planning needs the names alone
     import polars as pl
@@ -102,7 +103,7 @@ def screened(replies: pl.DataFrame, names: Sequence[str]) -> pl.Series:
 
     unknown = [name for name in names if name not in _SCREENS]
     if unknown:
-        raise ValueError(f"screens: {unknown[0]!r} is unknown; there are {', '.join(NAMES)}")
+        raise ValueError(f"screens: {unknown[0]!r} is unknown{instead(unknown[0], NAMES)}")
     tidy = pl.col("text").str.strip_chars().str.replace_all("[’‘]", "'")
     rows = replies.with_columns(tidy)
     caught = [pl.when(_SCREENS[name](rows).fill_null(False)).then(pl.lit(name)) for name in names]

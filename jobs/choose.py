@@ -8,6 +8,7 @@ from empathy.experiment import Experiment
 from empathy.lower import Lowered, lower
 from empathy.specs import RepliesSpec, Student
 from empathy.stages import Stage, walk
+from empathy.words import instead
 
 UNTIL = ("dialogues", "replies", "examples", "checkpoint", "logprobs", "verdicts")
 """Where a run may stop. "replies" are those of teachers and of the data: what students answer comes with "verdicts"."""
@@ -17,7 +18,7 @@ def check_until(until: str | None) -> None:
     """Raises ValueError for a kind that a run cannot stop at."""
     if until is not None and "/" not in until and until not in UNTIL:
         raise ValueError(
-            f"--until {until}: no such kind to stop at; there are {', '.join(UNTIL)}, and KIND/KEY is one stage alone"
+            f"--until {until}: no such kind to stop at{instead(until, UNTIL)}, and KIND/KEY is one stage alone"
         )
 
 

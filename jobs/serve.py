@@ -12,6 +12,7 @@ from empathy import experiment
 from empathy.lower import Lowered, lower
 from empathy.stages import Stage
 from empathy.store import Store
+from empathy.words import instead
 
 
 def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, Stage]:
@@ -19,7 +20,7 @@ def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, St
     yet."""
     for name in names:
         if name not in lowered.checkpoints:
-            raise ValueError(f"student = {name!r}: unknown; there are {', '.join(lowered.checkpoints)}")
+            raise ValueError(f"student = {name!r}: unknown{instead(name, lowered.checkpoints)}")
         if not store.done(stage := lowered.checkpoints[name]):
             command = f"empathy run FILE --until {stage.kind}/{stage.key}"
             raise ValueError(f"student = {name!r}: not made in {store.url}; `{command}` makes it")

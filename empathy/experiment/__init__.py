@@ -19,6 +19,7 @@ from empathy.experiment.data import Data
 from empathy.experiment.sections import Section, Seed
 from empathy.experiment.students import DpoOptimiser, Generate, Raise, StudentModel, Train
 from empathy.specs import METHODS
+from empathy.words import instead
 
 __all__ = [
     "Arms",
@@ -77,7 +78,7 @@ class Experiment(Section):
     def _names_exist(self) -> Experiment:
         unknown = [n for n in self.grid.student if n not in self.students]
         if unknown:
-            raise ValueError(f"grid.student = {unknown[0]!r}: no such student; there are {', '.join(self.students)}")
+            raise ValueError(f"grid.student = {unknown[0]!r}: no such student{instead(unknown[0], self.students)}")
         self._check_students()
         for arms in self.arms:
             self._check_regimes(arms)
@@ -142,9 +143,9 @@ class Experiment(Section):
         asked = [self.teacher.model] if self.teacher else []
         for teacher in arms.teacher:
             if teacher not in recorded + asked:
-                known = ", ".join(recorded + asked) or "(none: add a [teacher] table)"
+                known = instead(teacher, recorded + asked or ["(none: add a [teacher] table)"])
                 raise ValueError(
-                    f"arms.teacher = {teacher!r}: neither recorded with the data nor [teacher] model; there are {known}"
+                    f"arms.teacher = {teacher!r}: neither recorded with the data nor [teacher] model{known}"
                 )
             learns = {METHODS[m].learns for m in arms.method}
             if teacher not in asked and arms.strategy and learns != {"rewritten_answers"}:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from empathy.experiment.data import Screens
 from empathy.experiment.sections import LISTED, Section, Seed
 from empathy.specs import METHODS
+from empathy.words import instead
 
 Regime = Literal["sft", "dpo", "sft+dpo"]
 NAIVE = "naive"
@@ -45,7 +46,7 @@ class Arms(Section):
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [n for n in names if n not in METHODS]
         if unknown:
-            raise ValueError(f"unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
+            raise ValueError(f"unknown method {unknown[0]!r}{instead(unknown[0], METHODS)}")
         return names
 
     @model_validator(mode="after")

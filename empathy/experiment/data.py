@@ -10,6 +10,7 @@ from empathy import screens
 from empathy.experiment.sections import Section
 from empathy.sources import Source
 from empathy.specs import GroupSplit, RandomSplit, SplitSpec
+from empathy.words import instead
 
 
 def _split(value: Any) -> Any:
@@ -29,7 +30,7 @@ def _leaves_train(split: SplitSpec) -> SplitSpec:
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     unknown = [n for n in names if n not in screens.NAMES]
     if unknown:
-        raise ValueError(f"unknown screen {unknown[0]!r}; there are {', '.join(screens.NAMES)}")
+        raise ValueError(f"unknown screen {unknown[0]!r}{instead(unknown[0], screens.NAMES)}")
     return names
 
 

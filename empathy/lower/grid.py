@@ -9,6 +9,7 @@ from itertools import product
 
 from empathy.experiment import Experiment, Regime
 from empathy.lower.cells import Lesson, cell_name
+from empathy.words import meant
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def wanted(x: Experiment, lessons: Sequence[Lesson], only: Sequence[str]) -> lis
 def _unmatched(grid: Sequence[Wanted], pattern: str) -> str:
     """Why a pattern matches none of the arms: a word that no arm has, or words that no arm has together."""
     unknown = [word for word in pattern.split() if not any(_matches(w, word) for w in grid)]
-    return f"no arm has {repr(unknown[0]) if unknown else 'all of these together'}; there are"
+    if not unknown:
+        return "no arm has all of these together; there are"
+    values = {f"{key}={value}" if "=" in unknown[0] else value for w in grid for key, value in w.factors.items()}
+    hint = meant(unknown[0], sorted(values))
+    return f"no arm has {unknown[0]!r}{hint} There are" if hint else f"no arm has {unknown[0]!r}; there are"
 
 
 def _factors(grid: Sequence[Wanted]) -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from empathy import documents
 from empathy.records import Dialogue
+from empathy.words import instead
 
 _HERE = Path(__file__).parent
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -108,7 +109,7 @@ def _found(name: str, folder: str | Path | None) -> tuple[_Strategy, dict[str, s
     if strategy and not variant and not strategy.variants:
         return strategy, {}
     if strategy is None or variant not in strategy.variants:
-        raise ValueError(f"strategy = {name!r}: unknown; there are {', '.join(names(folder))}")
+        raise ValueError(f"strategy = {name!r}: unknown{instead(name, names(folder))}")
     return strategy, strategy.variants[variant]
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from empathy.words import instead
+
 
 def names() -> list[str]:
     """The templates that ship."""
@@ -21,6 +23,5 @@ def load(name_or_path: str) -> str:
     path = Path(name_or_path).expanduser()
     if path.suffix == ".jinja" and path.is_file():
         return path.read_text(encoding="utf-8")
-    raise ValueError(
-        f"template = {name_or_path!r}: no such template; give one of {', '.join(names())} or the path of a .jinja file"
-    )
+    known = instead(name_or_path, names())
+    raise ValueError(f"template = {name_or_path!r}: no such template{known}, or give the path of a .jinja file")

@@ -51,8 +51,7 @@ def test_misspelt_field_inside_a_union() -> None:
 def test_unknown_type_lists_the_types() -> None:
     message = said({"title": "y", "shape": {"type": "star"}})
     assert "'star'" in message
-    assert "'circle'" in message
-    assert "'square'" in message
+    assert "There are circle, square" in message
 
 
 def test_value_out_of_range_and_missing_are_both_told() -> None:

@@ -392,7 +392,7 @@ def test_arms_have_screens_of_their_own_or_those_of_the_data(tmp_path: Path) -> 
         spec = cell.checkpoint.inputs["examples"].spec
         assert isinstance(spec, ExamplesSpec)
         assert spec.screens == lessons[cell.lesson.name]
-    with pytest.raises(ValueError, match="'refuse'; there are empty, cut_off"):
+    with pytest.raises(ValueError, match=r"'refuse', did you mean 'refusal'\? There are empty, cut_off"):
         tiny(tmp_path, arms=[{"method": "direct", "screens": ["refuse"]}])
     with pytest.raises(
         ValueError, match=r"screens = \['empty'\]: method=direct .* is listed twice, and has \[\] there"

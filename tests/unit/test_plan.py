@@ -349,7 +349,10 @@ def test_of_many_students_few_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (["--until", "cherckpoint"], "there are dialogues, replies, examples, checkpoint, logprobs, verdicts"),
+        (
+            ["--until", "cherckpoint"],
+            "did you mean 'checkpoint'? There are dialogues, replies, examples, checkpoint, logprobs, verdicts",
+        ),
         (
             ["--only", "no-such-arm"],
             "no arm has 'no-such-arm'; there are\n  student   tiny\n  regime    sft, sft+dpo\n",

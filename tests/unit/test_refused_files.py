@@ -51,6 +51,43 @@ def test_an_experiment_is_refused(case: str, tmp_path: Path) -> None:
     assert "at least 1 item" not in str(told.value).partition("\n  ")[2].partition("\n")[2], "said once"
 
 
+MISSPELT = {
+    "a field": ("unrated_is_good", "unrated_is_godo", "teacher.unrated_is_godo = True", "unrated_is_good"),
+    "a source": ('type = "jsonl"', 'type = "josnl"', "data.source.type = 'josnl'", "jsonl"),
+    "a split": ('type = "random"', 'type = "randon"', "data.split.type = 'randon'", "random"),
+    "a method": ('method = "direct"', 'method = "dircet"', "unknown method 'dircet'", "direct"),
+    "a strategy": ('"direct"', '"improve_llm"\nstrategy = "congitive"', "strategy = 'congitive'", "cognitive"),
+    "a variant": (
+        '"direct"',
+        '"direct"\nstrategy = "chain_of_empathy.cbtt"',
+        "strategy = 'chain_of_empathy.cbtt'",
+        "chain_of_empathy.cbt",
+    ),
+    "a screen": ('"direct"', '"direct"\nscreens = ["cutoff"]', "unknown screen 'cutoff'", "cut_off"),
+    "a regime": ('"sft+dpo"]', '"stf+dpo"]', "grid.regime.1 = 'stf+dpo'", "sft+dpo"),
+    "a judge's mode": ("[judge]", '[judge]\nmode = "robots"', "judge.mode = 'robots'", "robust"),
+    "an opponent": ("[judge]", '[judge]\nopponents = ["humans"]', "judge.opponents.0 = 'humans'", "human"),
+    "a student": ("[grid]", '[grid]\nstudent = "tinny"', "grid.student = 'tinny'", "tiny"),
+    "a teacher": ('"direct"', '"direct"\nteacher = "rule-teacher"', "arms.teacher = 'rule-teacher'", "rule-teacher-1"),
+}
+
+
+@pytest.mark.parametrize("case", MISSPELT)
+def test_of_a_misspelt_name_the_right_one_is_told(case: str, tmp_path: Path) -> None:
+    old, new, said, meant = MISSPELT[case]
+    file = tiny_file(tmp_path)
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"tiny\.toml") as told:
+        experiment.load(file)
+    assert said in str(told.value)
+    assert f", did you mean {meant!r}? There are " in str(told.value)
+
+
+def test_a_provider_that_is_misspelt() -> None:
+    with pytest.raises(ValueError, match=r"provider = 'opnai': unknown, did you mean 'openai'\? There are embedded, "):
+        profiles.Profile().provider("opnai")
+
+
 def test_a_wrong_item_is_not_a_short_list_too(tmp_path: Path) -> None:
     file = tiny_file(tmp_path)
     file.write_text(file.read_text().replace('method = "direct"', 'method = "dircet"'))

@@ -100,7 +100,9 @@ def test_the_first_named_screen_that_catches_is_the_reason() -> None:
 
 
 def test_an_unknown_screen_lists_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="'long' is unknown; there are empty, cut_off, refusal"):
+    with pytest.raises(
+        ValueError, match=r"'long' is unknown, did you mean 'too_long'\? There are empty, cut_off, refusal"
+    ):
         screen("Fine.", DIALOGUE, ["long"])
 
 
