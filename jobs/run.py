@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from cluster import profile as profiles
 from cluster.profile import Profile
 from cluster.progress import Progress
 from cluster.schedule import Failure
-from empathy import experiment, report
+from empathy import experiment
 from empathy.experiment import Experiment
-from empathy.lower import Lowered
-from empathy.records import Estimate
 from empathy.stages import Stage, missing, walk
 from empathy.store import Store
 from empathy.words import counted
 from jobs import arms, choose
-from jobs.partial import partial as partial_report
+from jobs.page import Page
 from serving import uses
 
 INTERRUPTED = 130
-PARTIAL = "partial"
-"""The folder, below that of the whole report's page, of a page without the arms that lack something."""
-LONGEST_SLUG = 80
-"""Characters of a folder's name that say what was chosen."""
 
 
 def run(
@@ -62,11 +52,11 @@ def run(
         go_on = partial(again, file, on, store_url, only, until)
         code, failures = _make(x, targets, lowered.report, store, profile, go_on, max_usd)
     uses.note(store.files, x.name, walk(targets), arms.users(lowered))  # what was refused at the door stands on nothing
+    page = Page(x, lowered, store, profile, file, on, only, again(file, on, store.url, only))
     if until is None and not code:
-        return _show(x, lowered, store, profile, file, on, only)
-    if until is None and any(not failure.left for failure in failures):  # what a cap left, the next run makes
-        why = {failure.stage.key: failure.why for failure in failures}
-        _show_partial(x, lowered, store, profile, file, on, only, why)
+        page.show()
+    elif until is None and any(not failure.left for failure in failures):  # what a cap left, the next run makes
+        page.show_partial({failure.stage.key: failure.why for failure in failures})
     return code
 
 
@@ -165,89 +155,16 @@ def show(file: str, on: str | None, store_url: str | None, only: Sequence[str] =
     left = missing([lowered.report], store.done)
     if left == [lowered.report]:  # asks no model and needs no Ray: arms that `--only` leaves are seldom reported before
         return run(file, on, store_url, only)
+    page = Page(x, lowered, store, profile, file, on, only, again(file, on, store.url, only))
     if not left:
-        return _show(x, lowered, store, profile, file, on, only)
+        page.show()
+        return 0
     command = again(file, on, store_url, only)
     said = f"{not_made(len(left))} in {store.url}; `{command}` makes them, or says what it cannot"
-    if not _show_partial(x, lowered, store, profile, file, on, only, {}):
+    if not page.show_partial({}):
         raise ValueError(f"file = {file!r}: {said}")
     print(said, file=sys.stderr)
     return 1
-
-
-def _show_partial(
-    x: Experiment,
-    lowered: Lowered,
-    store: Store,
-    profile: Profile,
-    file: str,
-    on: str | None,
-    only: Sequence[str],
-    why: Mapping[str, str],
-) -> bool:
-    """Make and show the report of the arms that lack nothing; False where there is none. `why` says of stages that
-    failed, by key, what was wrong."""
-    from cluster import runner
-
-    finished = store.finished(walk([lowered.report]))
-    partly = partial_report(x, lowered, only, lambda stage: stage.key in finished)
-    if partly is None:
-        return False
-    there = partly.lowered
-    outcome = runner.run([there.report], runner.Context(store, profile, Progress(), experiment=x.name))
-    if outcome.failures:
-        raise ValueError(f"the report of {counted(len(there.cells), 'arm')} failed: {outcome.failures[0].why}")
-    _show(x, there, store, profile, file, on, only, partly.left_out(why))
-    return True
-
-
-def _left_out_text(left_out: Sequence[tuple[str, list[str]]], there: int) -> str:
-    """ "LEFT OUT, 2 of 6 arms:", then each reason with its arms."""
-    out = sum(len(arms) for _, arms in left_out)
-    lines = [f"  {', '.join(arms)}\n    {why}" for why, arms in left_out]
-    return "\n".join([f"LEFT OUT, {out} of {counted(out + there, 'arm')} (so are comparisons with them):", *lines])
-
-
-def folder(profile: Profile, name: str, only: Sequence[str] = ()) -> Path:
-    """Where the page is drawn: `reports`/NAME, and a folder of its own below that for what `only` leaves."""
-    whole = Path(profile.reports) / name
-    if not only:
-        return whole
-    words = re.sub(r"[^\w.+=-]+", "_", "_".join(only)).strip("_.")[:LONGEST_SLUG]
-    # Patterns that differ in other characters alone, or after so many, must not share a page.
-    return whole / f"only-{words}-{hashlib.sha256(json.dumps(list(only)).encode()).hexdigest()[:6]}"
-
-
-def _show(
-    x: Experiment,
-    lowered: Lowered,
-    store: Store,
-    profile: Profile,
-    file: str,
-    on: str | None,
-    only: Sequence[str],
-    left_out: Sequence[tuple[str, list[str]]] = (),
-) -> int:
-    """Draw the page and print its table. `left_out`: reasons, and the arms of which the report tells nothing; then the
-    page has a folder of its own."""
-    headline = report.Headline(
-        name=x.name,
-        question=x.question,
-        expect=x.expect,
-        differs=x.differs,
-        command=again(file, on, store.url, only),
-        file=shlex.quote(file),
-        where=shlex.join(["--store", store.url] if on is None else ["--on", on, "--store", store.url]),
-        left_out=left_out,
-    )
-    drawn_in = folder(profile, x.name, only) / (PARTIAL if left_out else "")
-    page = report.render(lowered.report, store, drawn_in, headline)
-    stage, estimates = lowered.report, store.get(lowered.report).read(Estimate)
-    print(report.headline(estimates, stage.locator, report.stand_ins(stage), report.judged_sizes(stage, store)))
-    if left_out:
-        print(f"\n{_left_out_text(left_out, len(lowered.cells))}")
-    print(f"\n{page}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from empathy.lower import lower
 from empathy.records import Dialogue, Reply
 from empathy.store import Store
 from jobs import choose, cli, explain, run, submit
+from jobs.page import folder
 from tests.experiments import tiny, tiny_file
 
 DEMO = str(Path(__file__).parents[2] / "jobs" / "experiments" / "demo.toml")
@@ -73,12 +74,12 @@ def test_run_refuses_a_store_it_may_not_write_before_anything_is_made(
 
 def test_a_part_of_the_grid_has_a_page_of_its_own(tmp_path: Path) -> None:
     profile = profiles.Profile(reports=str(tmp_path))
-    whole, part = (run.folder(profile, "paper", only) for only in ((), ["regime=sft strategy=*naive"]))
+    whole, part = (folder(profile, "paper", only) for only in ((), ["regime=sft strategy=*naive"]))
     assert whole == tmp_path / "paper"
     assert part.parent == whole
     assert part.name.startswith("only-regime=sft_strategy=_naive-")
     others = [["regime=sft strategy=?naive"], ["regime=sft", "strategy=*naive"], ["x" * 200], ["x" * 201], ["../.."]]
-    pages = [run.folder(profile, "paper", only) for only in others]
+    pages = [folder(profile, "paper", only) for only in others]
     assert len({part, *pages}) == 6
     assert {page.parent for page in pages} == {whole}
     assert all(len(page.name) < 100 for page in pages)
