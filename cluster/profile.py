@@ -21,6 +21,13 @@ from serving.prices import Price, Prices
 
 SHIPPED = Path(__file__).parent.parent / "infra" / "profiles"
 """Profiles that go by name."""
+MOST_PROCESSES = 100_000
+"""Workers, replicas, or what they take of a cluster: more is a slip of the hand, and Ray would wait for it."""
+MOST_AT_ONCE = 1_000_000
+"""Rows or calls under way, or tries."""
+MOST_GIB = 1_000_000.0
+MOST_S = 1e9
+"""32 years: as good as never."""
 
 
 class Section(BaseModel):
@@ -43,40 +50,40 @@ class RayCluster(Section):
     """
 
     address: str = "local"
-    cpus: int = Field(8, ge=1)
+    cpus: int = Field(8, ge=1, le=MOST_PROCESSES)
     python: str = "python"
     """The interpreter on the cluster that has the packages; what a submitted job is started with."""
-    object_store_gib: float = Field(0.5, gt=0)
+    object_store_gib: float = Field(0.5, gt=0, le=MOST_GIB)
 
 
 class Asking(Section):
     """Teacher and judge calls: `workers` processes of `in_flight` calls each. `workers = 0` asks from the driver,
     without Ray."""
 
-    workers: int = Field(1, ge=0)
-    in_flight: int = Field(32, ge=1)
+    workers: int = Field(1, ge=0, le=MOST_PROCESSES)
+    in_flight: int = Field(32, ge=1, le=MOST_AT_ONCE)
 
 
 class Assembling(Section):
     """Sets of examples: above `ray_above_rows` dialogues Ray shards them over `workers` processes, below one process is
     done sooner."""
 
-    ray_above_rows: int = Field(5_000_000, ge=0)
-    workers: int = Field(2, ge=1)
+    ray_above_rows: int = Field(5_000_000, ge=0, lt=2**63)
+    workers: int = Field(2, ge=1, le=MOST_PROCESSES)
 
 
 class Training(Section):
     """The group of training workers."""
 
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, le=MOST_PROCESSES)
     gpus_per_worker: float = Field(0, ge=0, le=1)
     """A worker computes on one GPU. A share of it (0.5) leaves room for an engine with the rest on the same GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    micro_batch: int = Field(8, ge=1)
+    micro_batch: int = Field(8, ge=1, le=MOST_AT_ONCE)
     gradient_checkpointing: bool = False
     share_prefixes: bool | None = None
-    save_every_s: float = Field(300, gt=0)
-    max_failures: int = Field(3, ge=0)
+    save_every_s: float = Field(300, gt=0, le=MOST_S)
+    max_failures: int = Field(3, ge=0, le=MOST_AT_ONCE)
 
     @model_validator(mode="after")
     def _a_gpu_each(self) -> Training:
@@ -97,11 +104,11 @@ class Training(Section):
 class Engine(Section):
     """vLLM under Ray Serve."""
 
-    replicas: int = Field(1, ge=1)
-    gpus: float = Field(0, ge=0)
-    max_num_seqs: int = Field(64, ge=1)
-    kv_cache_gib: float = Field(1, gt=0)
-    max_model_len: int = Field(1024, ge=64)
+    replicas: int = Field(1, ge=1, le=MOST_PROCESSES)
+    gpus: float = Field(0, ge=0, le=MOST_PROCESSES)
+    max_num_seqs: int = Field(64, ge=1, le=MOST_AT_ONCE)
+    kv_cache_gib: float = Field(1, gt=0, le=MOST_GIB)
+    max_model_len: int = Field(1024, ge=64, le=10_000_000)
 
     @field_validator("gpus")
     @classmethod
@@ -116,9 +123,9 @@ class Gpu(Section):
     reaches (model FLOPs utilisation), and its memory bandwidth. The defaults are an H100 SXM in bf16; what SFT of a 1B
     model reached there in steps of 16 short examples is `mfu` (docs/gpus.md): larger models and steps reach more."""
 
-    tflops: float = Field(989, gt=0)
+    tflops: float = Field(989, gt=0, le=1e9)
     mfu: float = Field(0.1, gt=0, le=1)
-    gb_per_s: float = Field(3350, gt=0)
+    gb_per_s: float = Field(3350, gt=0, le=1e9)
 
 
 class RateLimit(Section):
@@ -136,11 +143,11 @@ class ProviderPlace(RateLimit):
     """The environment variable that holds the API key (its name, never the key); None for servers that want none."""
     engine: str | None = None
     """Instead of base_url: a Hugging Face folder or name that the run serves itself (vLLM), as the model asked for."""
-    in_flight: int | None = Field(None, ge=1)
-    timeout_s: float = Field(120, gt=0)
-    attempts: int = Field(6, ge=1)
+    in_flight: int | None = Field(None, ge=1, le=MOST_AT_ONCE)
+    timeout_s: float = Field(120, gt=0, le=MOST_S)
+    attempts: int = Field(6, ge=1, le=MOST_AT_ONCE)
     """How often one request is sent in vain before it is asked whether the provider is away or this row is at fault."""
-    patience_s: float = Field(600, gt=0)
+    patience_s: float = Field(600, gt=0, le=MOST_S)
     """How long a provider that is away, or turns everything away, is waited for."""
     served: tuple[str, ...] = ()
     """Models whose replies are accepted besides those of the model asked for (its dated versions always are); "*" is
@@ -148,9 +155,9 @@ class ProviderPlace(RateLimit):
     limits: dict[str, RateLimit] = {}
     batch: bool = False
     """Ask through the provider's batch API: about half the price, an answer within a day."""
-    batch_poll_s: float = Field(60, gt=0)
+    batch_poll_s: float = Field(60, gt=0, le=MOST_S)
     batch_requests: int = Field(50_000, ge=1, le=50_000)
-    batches_at_once: int = Field(8, ge=1)
+    batches_at_once: int = Field(8, ge=1, le=MOST_AT_ONCE)
     batch_price: float = Field(0.5, gt=0, le=1)
     """What a token costs in a batch, of its price at once."""
 

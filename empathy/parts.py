@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seed64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""What a seed of draws that we make ourselves may be: what JSON and parquet hold."""
 
 
 class Part(BaseModel):

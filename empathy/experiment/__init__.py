@@ -51,7 +51,7 @@ class Report(Section):
 
     bootstrap: int = Field(10_000, ge=100, le=1_000_000)
     seed: Seed = 0
-    examples_shown: int = Field(5, ge=0)
+    examples_shown: int = Field(5, ge=0, le=10_000)
 
 
 class Experiment(Section):

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from empathy.experiment.sections import LISTED, Section
+from empathy.experiment.sections import LISTED, MOST_TEMPERATURE, MOST_TOKENS, Section
+from empathy.parts import Seed64
 
 Opponent = Literal["base", "human", "teacher", "naive"]
-MOST_TOKENS = 1_000_000
-"""Of one reply."""
+MOST_CALLS = 1_000
+"""About one reply, or one pair of them."""
 
 
 class Teacher(Section):
@@ -18,9 +19,9 @@ class Teacher(Section):
 
     provider: str = "openai"
     model: str = Field(min_length=1)
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=MOST_TEMPERATURE)
     max_tokens: int = Field(200, ge=1, le=MOST_TOKENS)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: Seed64 | None = None
     prompts: str | None = None
     """A folder of TOML files that adds to or replaces the strategies of the package."""
     unrated_is_good: bool = False
@@ -33,8 +34,8 @@ class Scoring(Section):
 
     provider: str = "openai"
     model: str = Field(min_length=1)
-    calls: int = Field(3, ge=1)
-    temperature: float = Field(0.7, ge=0)
+    calls: int = Field(3, ge=1, le=MOST_CALLS)
+    temperature: float = Field(0.7, ge=0, le=MOST_TEMPERATURE)
     max_tokens: int = Field(400, ge=16, le=MOST_TOKENS)
     attempts: int = Field(3, ge=1, le=3)
 
@@ -55,11 +56,11 @@ class Judging(Section):
     provider: str = "openai"
     models: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], LISTED] = Field(min_length=1)
     mode: Literal["robust", "paper"] = "robust"
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, le=MOST_TEMPERATURE)
     max_tokens: int = Field(700, ge=16, le=MOST_TOKENS)
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=MOST_CALLS)
     attempts: int = Field(3, ge=1, le=3)
-    cap_words: int = Field(97, ge=1)
+    cap_words: int = Field(97, ge=1, le=MOST_TOKENS)
     opponents: tuple[Opponent, ...] = ("base", "human", "teacher")
     """Whom an arm is compared with. The base is compared with "human" and "teacher" too: what was there before. "naive"
     is the arm that differs in its strategy alone."""

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from empathy import screens
 from empathy.experiment.sections import Section
+from empathy.parts import Seed64
 from empathy.sources import Source
 from empathy.specs import GroupSplit, RandomSplit, SplitSpec
 from empathy.words import instead
@@ -46,7 +47,7 @@ class Data(Section):
     split: SplitField
     limit: int | None = Field(None, ge=1, lt=2**63)
     part_rows: int = Field(256, ge=1, le=1_000_000)
-    seed: int = 0
+    seed: Seed64 = 0
     screens: Screens = ()
     """What drops a model's reply from training, where the arms do not say; () keeps all."""
     max_dropped: float = Field(0.2, ge=0, le=1)

@@ -19,5 +19,8 @@ def listed(value: Any) -> Any:
 
 
 LISTED = BeforeValidator(listed)
+MOST_TOKENS = 1_000_000
+"""Of one reply, or of one example."""
+MOST_TEMPERATURE = 100.0
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy and torch both take."""

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from empathy.experiment.data import SplitField
-from empathy.experiment.sections import Section, Seed
+from empathy.experiment.sections import MOST_TEMPERATURE, MOST_TOKENS, Section, Seed
+from empathy.parts import Seed64
 from empathy.sources import Source
 from empathy.specs import Full, Lora, Optimiser, RandomBase, RandomSplit
 
 HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What the attention of vLLM 0.29 on CPUs takes."""
+
+
+MOST_LEARNING_RATE = 1.0
+"""AdamW moves every weight by about so much a step: weights themselves are smaller."""
+AnyOptimiser = TypeVar("AnyOptimiser", bound=Optimiser)
+
+
+def _moderate(optimiser: AnyOptimiser) -> AnyOptimiser:
+    """Refused in files alone: the guard against a loss that is no number is tried with what nobody would train with."""
+    if optimiser.learning_rate > MOST_LEARNING_RATE:
+        raise ValueError(f"learning_rate = {optimiser.learning_rate:g}: must be at most {MOST_LEARNING_RATE:g}")
+    return optimiser
+
+
+Moderate = AfterValidator(_moderate)
 
 
 class Raise(Section):
@@ -24,8 +40,8 @@ class Raise(Section):
 
     source: Source | None = None
     split: SplitField = RandomSplit(test_fraction=0.0)
-    limit: int | None = Field(None, ge=1)
-    optimiser: Optimiser
+    limit: int | None = Field(None, ge=1, lt=2**63)
+    optimiser: Annotated[Optimiser, Moderate]
 
 
 class StudentModel(Section):
@@ -65,7 +81,7 @@ class StudentModel(Section):
 class DpoOptimiser(Optimiser):
     """AdamW and the strength of the pull toward the reference."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=1_000)
 
 
 class Train(Section):
@@ -73,9 +89,9 @@ class Train(Section):
 
     tuning: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
-    sft: Optimiser = Optimiser(learning_rate=5e-5)
-    dpo: DpoOptimiser = DpoOptimiser(learning_rate=5e-5)
-    max_length_tokens: int = Field(1024, ge=8)
+    sft: Annotated[Optimiser, Moderate] = Optimiser(learning_rate=5e-5)
+    dpo: Annotated[DpoOptimiser, Moderate] = DpoOptimiser(learning_rate=5e-5)
+    max_length_tokens: int = Field(1024, ge=8, le=MOST_TOKENS)
     precision: Literal["bf16", "fp32"] = "bf16"
     both_replies: bool = True
     """SFT on the human (method 3: initial) and the learned reply, or on the learned one alone."""
@@ -86,7 +102,7 @@ class Train(Section):
     division: Literal["ratings", "random"] = "ratings"
     """Method 3's dialogues for SFT and for DPO: split as method 2's (the paper's text), or at random (its code: 950 of
     1,750 for SFT)."""
-    division_seed: int = 0
+    division_seed: Seed64 = 0
 
     @property
     def how(self) -> Lora | Full:
@@ -96,8 +112,8 @@ class Train(Section):
 class Generate(Section):
     """How students and bases answer the test dialogues."""
 
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(128, ge=1)
+    temperature: float = Field(0.0, ge=0, le=MOST_TEMPERATURE)
+    max_tokens: int = Field(128, ge=1, le=MOST_TOKENS)
     seed: Seed = 0
     system: str | None = None
     """Put before every student prompt, in training and in answering alike. The paper has none."""

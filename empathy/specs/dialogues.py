@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from empathy.parts import Seed64
 from empathy.records import Split
 from empathy.specs.parts import Part, Spec
 
@@ -22,7 +23,7 @@ class RandomSplit(Part):
     type: Literal["random"] = "random"
     test_fraction: float = Field(0.125, ge=0, lt=1)
     valid_fraction: float = Field(0.0, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed64 = 0
 
 
 class GroupSplit(Part):
@@ -31,7 +32,7 @@ class GroupSplit(Part):
     type: Literal["group"] = "group"
     test_fraction: float = Field(0.125, ge=0, lt=1)
     valid_fraction: float = Field(0.0, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed64 = 0
 
 
 class OfficialSplit(Part):

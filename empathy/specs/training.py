@@ -14,13 +14,13 @@ class RandomBase(Part):
     raised on."""
 
     type: Literal["random"] = "random"
-    vocab: int = Field(2048, ge=300)
-    hidden: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    kv_heads: int = Field(2, ge=1)
-    intermediate: int = Field(512, ge=8)
-    positions: int = Field(1024, ge=64)
+    vocab: int = Field(2048, ge=300, le=10_000_000)
+    hidden: int = Field(128, ge=8, le=1_000_000)
+    layers: int = Field(4, ge=1, le=10_000)
+    heads: int = Field(4, ge=1, le=10_000)
+    kv_heads: int = Field(2, ge=1, le=10_000)
+    intermediate: int = Field(512, ge=8, le=10_000_000)
+    positions: int = Field(1024, ge=64, le=10_000_000)
 
 
 class HubBase(Part):
@@ -42,7 +42,7 @@ class Lora(Part):
     type: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1, le=512)
     """At most what vLLM serves (`serving.adapters.RANKS`)."""
-    alpha: float = Field(16, gt=0)
+    alpha: float = Field(16, gt=0, le=1_000_000)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()
 
@@ -61,11 +61,11 @@ class Optimiser(Part):
     profile's."""
 
     learning_rate: float = Field(gt=0)
-    epochs: float = Field(3, gt=0)
-    batch_examples: int = Field(16, ge=1)
+    epochs: float = Field(3, gt=0, le=10_000)
+    batch_examples: int = Field(16, ge=1, le=10_000_000)
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1_000)
     max_grad_norm: float = Field(1.0, gt=0)
 
 

@@ -51,6 +51,57 @@ def test_an_experiment_is_refused(case: str, tmp_path: Path) -> None:
     assert "at least 1 item" not in str(told.value).partition("\n  ")[2].partition("\n")[2], "said once"
 
 
+LR, MOST = "learning_rate = 1e-3", "Input should be less than or equal to"
+ABSURD = {
+    "epochs": (f"{LR}, epochs = 1", f"{LR}, epochs = 1e300", f"train.sft.epochs = 1e+300: {MOST} 10000"),
+    "learning rate": (LR, "learning_rate = 50", "train.sft = ", "learning_rate = 50: must be at most 1"),
+    "learning rate 0": (LR, "learning_rate = 0", "train.sft.learning_rate = 0: Input should be greater than 0"),
+    "learning rate nan": (LR, "learning_rate = nan", "train.sft.learning_rate = nan: Input should be a finite number"),
+    "raised too fast": ("learning_rate = 2e-3", "learning_rate = 2e3", "learning_rate = 2000: must be at most 1"),
+    "decay": (LR, f"{LR}, weight_decay = inf", "train.sft.weight_decay = inf: Input should be a finite number"),
+    "rank": ("[train]", "[train]\nlora = { rank = 1_000_000_000 }", f"train.lora.rank = 1000000000: {MOST} 512"),
+    "reply": ("max_tokens = 16", f"max_tokens = {10**12}", f"generate.max_tokens = {10**12}: {MOST} 1000000"),
+    "example": ("_tokens = 250", f"_tokens = {10**12}", f"train.max_length_tokens = {10**12}: {MOST} 1000000"),
+    "base": ("layers = 2", f"layers = {10**9}", f"students.tiny.size.layers = {10**9}: {MOST} 10000"),
+    "data's seed": ("part_rows", f"seed = {2**63}\npart_rows", f"data.seed = {2**63}: Input should be less than"),
+    "split's seed": ("= 0.25 ", f"= 0.25, seed = {2**70} ", f"data.split.random.seed = {2**70}: Input should be less"),
+    "repeats": ("[judge]", f"[judge]\nrepeats = {10**9}", f"judge.repeats = {10**9}: {MOST} 1000"),
+    "temperature": ("[judge]", "[judge]\ntemperature = 1e9", f"judge.temperature = 1000000000.0: {MOST} 100"),
+}
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_an_absurd_number_is_refused_with_its_bound(case: str, tmp_path: Path) -> None:
+    old, new, *said = ABSURD[case]
+    file = tiny_file(tmp_path)
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(ValueError, match=r"tiny\.toml") as told:
+        experiment.load(file)
+    assert all(part in str(told.value) for part in said), str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            "[train]\nworkers = 1_000_000_000",
+            "train.workers = 1000000000: Input should be less than or equal to 100000",
+        ),
+        ("[ask]\nin_flight = 10_000_000_000", "ask.in_flight = 10000000000: Input should be less than or equal to"),
+        ("[engine]\nkv_cache_gib = 1e300", "engine.kv_cache_gib = 1e+300: Input should be less than or equal to"),
+        ("[engine]\ngpus = inf", "engine.gpus = inf: Input should be a finite number"),
+        ("[ray]\ncpus = 1_000_000_000", "ray.cpus = 1000000000: Input should be less than or equal to 100000"),
+    ],
+)
+def test_an_absurd_number_in_a_profile(table: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(f"{table}\n")
+    with pytest.raises(ValueError, match=r"p\.toml") as told:
+        profiles.load(str(file))
+    assert said in str(told.value)
+
+
 MISSPELT = {
     "a field": ("unrated_is_good", "unrated_is_godo", "teacher.unrated_is_godo = True", "unrated_is_good"),
     "a source": ('type = "jsonl"', 'type = "josnl"', "data.source.type = 'josnl'", "jsonl"),
