@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -16,7 +15,7 @@ from empathy import documents, prompts
 from empathy.experiment.arms import NAIVE, Arms, Grid, Regime
 from empathy.experiment.asked import Judging, Ratings, Scoring, Teacher
 from empathy.experiment.data import Data
-from empathy.experiment.sections import Section, Seed
+from empathy.experiment.sections import Name, Section, Seed
 from empathy.experiment.students import DpoOptimiser, Generate, Raise, StudentModel, Train
 from empathy.specs import METHODS
 from empathy.words import instead
@@ -42,10 +41,6 @@ __all__ = [
 ]
 
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""A word that can name a folder, a model behind an endpoint and a student of the grid."""
-
-
 class Report(Section):
     """How the numbers are made."""
 
@@ -57,7 +52,7 @@ class Report(Section):
 class Experiment(Section):
     """The whole file."""
 
-    name: str = Field(pattern=NAME, max_length=100)
+    name: Name
     question: str
     expect: str = ""
     differs: str = ""
@@ -66,7 +61,7 @@ class Experiment(Section):
     teacher: Teacher | None = None
     ratings: Ratings | None = None
     rubric: Scoring | None = None
-    students: dict[Annotated[str, Field(pattern=NAME, max_length=100)], StudentModel] = Field(min_length=1)
+    students: dict[Name, StudentModel] = Field(min_length=1)
     train: Train = Train()
     generate: Generate = Generate()
     judge: Judging

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LONGEST_NAME = 100
+
+
+def _named(name: str) -> str:
+    if _NAME.fullmatch(name) and len(name) <= _LONGEST_NAME:
+        return name
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    better = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain)[:_LONGEST_NAME].strip("_.-")
+    raise ValueError(
+        f"a name has letters (A to Z, a to z), digits, _, . and - in it, begins with a letter or a digit, and is at "
+        f"most {_LONGEST_NAME} characters long" + (f"; {better!r} is one" if better else "")
+    )
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""A word that can name a folder, a model behind an endpoint and a student of the grid."""
 
 
 class Section(BaseModel):

@@ -51,6 +51,30 @@ def test_an_experiment_is_refused(case: str, tmp_path: Path) -> None:
     assert "at least 1 item" not in str(told.value).partition("\n  ")[2].partition("\n")[2], "said once"
 
 
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("my study: 1", "; 'my-study-1' is one"),
+        ("../secret", "; 'secret' is one"),
+        ("Café au lait", "; 'Cafe-au-lait' is one"),
+        ("t" * 101, f"; '{'t' * 100}' is one"),
+        ("心", "characters long"),
+        ("", "characters long"),
+    ],
+)
+def test_what_a_name_may_hold_is_said_in_words(name: str, better: str, tmp_path: Path) -> None:
+    for old, new in (('"tiny"', f'"{name}"'), ("[students.tiny", f'[students."{name}"')):
+        file = tiny_file(tmp_path)
+        file.write_text(file.read_text().replace(old, new))
+        with pytest.raises(ValueError, match=r"tiny\.toml") as told:
+            experiment.load(file)
+        said = str(told.value)
+        assert (
+            f" = {name!r}: a name has letters (A to Z, a to z), digits, _, . and - in it, begins with a letter" in said
+        )
+        assert said.endswith(better)
+
+
 LR, MOST = "learning_rate = 1e-3", "Input should be less than or equal to"
 ABSURD = {
     "epochs": (f"{LR}, epochs = 1", f"{LR}, epochs = 1e300", f"train.sft.epochs = 1e+300: {MOST} 10000"),
