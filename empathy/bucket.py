@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -227,6 +227,18 @@ class BucketFiles(Files):
 
     def delete(self, path: str) -> None:
         self._call(path, lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(path)))
+
+    def sweep(self, prefix: str, keep: Callable[[str], bool]) -> None:
+        super().sweep(prefix, keep)
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self._bucket, Prefix=self._key(f"{prefix}/")
+        )
+        for upload in self._call(prefix, lambda: [begun for page in pages for begun in page.get("Uploads", [])]):
+            if not keep(upload["Key"][len(self._key("")) :]):
+                self._call(prefix, partial(self._abort, upload))
+
+    def _abort(self, upload: dict[str, Any]) -> None:
+        self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def probe(self) -> None:
         if self._attempts == ATTEMPTS:  # a wrong name should not take a minute to be told

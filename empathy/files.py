@@ -11,7 +11,7 @@ import errno
 import hashlib
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,6 +87,13 @@ class Files(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens when there is none."""
+
+    def sweep(self, prefix: str, keep: Callable[[str], bool]) -> None:
+        """Remove what lies below folder `prefix`, half-written files too, but those of whose path `keep` is true. For
+        who knows that nobody writes there any more."""
+        for path in self.list(prefix, recursive=True):
+            if not keep(path):
+                self.delete(path)
 
     @abstractmethod
     def age_s(self, path: str) -> float | None:

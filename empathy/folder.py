@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -107,6 +107,13 @@ class FolderFiles(Files):
 
     def delete(self, path: str) -> None:
         (self._root / path).unlink(missing_ok=True)
+
+    def sweep(self, prefix: str, keep: Callable[[str], bool]) -> None:
+        super().sweep(prefix, keep)
+        for folder, _, names in os.walk(self._root / prefix):
+            for temporary in (Path(folder) / name for name in names if _is_temporary(name)):
+                if not keep(temporary.relative_to(self._root).as_posix()):
+                    temporary.unlink(missing_ok=True)
 
     def age_s(self, path: str) -> float | None:
         try:

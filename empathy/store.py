@@ -12,6 +12,7 @@ conditional put: it exists whole or not at all, and has one writer. Readers trus
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -153,6 +154,16 @@ class Writer:
             raise FencedError(f"{self._files.url}/{self.folder}: epoch {newest} has taken over from our {self.epoch}")
         if not self._files.put_if_absent(path, data) and parse(path, self._files.read(path)).get("nonce") != self.nonce:
             raise FileExistsError(f"{self._files.url}/{self.folder}: finished by another writer while this one worked")
+        if self.epoch > 1:  # an attempt before this one was broken off
+            with contextlib.suppress(OSError):  # what it left takes room, and nobody reads it
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what the manifest does not name; leases stay, they count the attempts."""
+        paths = [file.path for file in [*self._parts.values(), *self._named.values()]]
+        named = {f"{self.folder}/{path}" for path in (MANIFEST, *paths)}
+        own = (f"{self.folder}/parts/", f"{self.folder}/lease/")
+        self._files.sweep(self.folder, lambda path: path in named or path.startswith(own))
 
 
 def newest_epoch(files: Files, folder: str) -> int:

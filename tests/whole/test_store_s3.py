@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,48 @@ def test_a_stale_holder_that_wakes_up_cannot_commit(store: Store) -> None:
         fresh.add_file("a", b"new")
         fresh.commit()
     assert store.get(one).read_file("a") == b"new"
+
+
+def test_what_broken_attempts_left_goes_with_the_commit(store: Store) -> None:
+    one, two = stage(), stage(1)
+    first = try_lease(store, one, ttl_s=30)
+    assert first is not None
+    broken = first.writer()
+    broken.write_records(0, REPLIES[0], Reply)
+    broken.add_file("weights/a.bin", b"half trained")
+    half = begun_upload(store, f"{broken.folder}/files/{broken.nonce}/b.bin")
+    store.writer(two).add_file("a", b"another stage's")
+    first.release()
+    with lease(store, one, ttl_s=30) as second:
+        assert second is not None
+        writer = second.writer()
+        writer.write_records(1, REPLIES[1], Reply)
+        writer.add_file("weights/a.bin", b"alpha")
+        writer.commit()
+        assert not half()
+        left = [path.partition(f"{one.key}/")[2] for path in store.files.list(writer.folder, recursive=True)]
+        parts = [part for part in left if part.endswith(".parquet")]
+        assert len(parts) == 2
+        assert {p for p in left if not p.startswith("lease/")} == {
+            "artifact.json", *parts, "parts/00000.json", "parts/00001.json", f"files/{writer.nonce}/weights/a.bin"
+        }  # fmt: skip
+        second.check()  # its heart goes on beating there
+    made = store.get(one)
+    assert list(made.read(Reply)) == [*REPLIES[0], *REPLIES[1]]
+    assert made.read_file("weights/a.bin") == b"alpha"
+    assert len(store.files.list(f"{two.kind}/{two.key}", recursive=True)) == 1
+
+
+def begun_upload(store: Store, path: str) -> Callable[[], bool]:
+    """Begin to write `path` as a process that is killed in the middle does; the answer tells whether that is there."""
+    if not isinstance(store.files, BucketFiles):
+        half = Path(store.url) / path
+        half = half.with_name(f".{half.name}.{'0' * 32}.tmp")
+        half.write_bytes(b"half")
+        return half.exists
+    client, (bucket, _, prefix) = store.files._client, store.url.removeprefix("s3://").partition("/")
+    client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{path}")
+    return lambda: "Uploads" in client.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
 
 
 def test_waiting_ends_with_the_artifact(store: Store) -> None:
