@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from empathy.records import Dialogue, Role, Split, Turn
 from empathy.sources.clean import Bad
 from empathy.sources.common import SourceConfig, find_path
+from empathy.words import instead
+
+MOST_FAULTS = 3
+"""Faults of one line that are told."""
 
 
 class _Turn(BaseModel):
@@ -78,12 +83,23 @@ def read_jsonl(path: Path) -> Iterator[Dialogue | Bad]:
                 yield _dialogue(f"{path.name} line {number}", line)
 
 
+def _fault(item: ErrorDetails) -> str:
+    """The field and what is wrong with it, without its value: what people said belongs into no log."""
+    loc = item["loc"]
+    field = ".".join(map(str, loc)) or "the line"
+    if item["type"] == "missing":
+        return f"{field} is missing"
+    if item["type"] == "extra_forbidden":
+        known = _Row if len(loc) == 1 else _Turn
+        return f"{field}: no such field{instead(str(loc[-1]), known.model_fields)}"
+    return f"{field}: {item['msg']}"
+
+
 def _dialogue(where: str, line: str) -> Dialogue | Bad:
     try:
         row = _Row.model_validate(json.loads(line))
     except ValidationError as error:
-        first = error.errors()[0]
-        return Bad("wrong_fields", where, f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}")
+        return Bad("wrong_fields", where, ", ".join(map(_fault, error.errors()[:MOST_FAULTS])))
     except (ValueError, RecursionError) as error:  # one corrupt line is dropped, not the file
         return Bad("unreadable_row", where, str(error))
     turns = tuple(Turn(t.role, t.content) for t in row.turns)

@@ -100,8 +100,9 @@ class Reader:
     def _note(self, bad: Bad) -> None:
         self.dropped[bad.reason] += 1
         self._bad_rows += bad.rows
-        if len(self._bad) < 5:
-            self._bad.append(bad)
+        fault = (bad.reason, bad.detail)
+        if len(self._bad) < 5 and fault not in ((b.reason, b.detail) for b in self._bad):
+            self._bad.append(bad)  # one of each fault: a field that is misspelt is so in every row
 
     def check(self) -> None:
         """Raises ValueError for too many bad rows, repeated ids, and conversations on both sides."""
@@ -109,7 +110,7 @@ class Reader:
         if self._bad_rows > MAX_BAD * self.seen:
             raise ValueError(
                 f"{source}: {self._bad_rows:,} of {self.seen:,} rows are no dialogues, more than {MAX_BAD:.0%}; "
-                f"mend or remove them, the first are: {'; '.join(map(str, self._bad))}"
+                f"mend or remove them, for example: {'; '.join(map(str, self._bad))}"
             )
         twice = self._repeated()
         if twice:

@@ -60,7 +60,9 @@ class Corpus:
 
 
 def look(stage: Stage, store: Store) -> Corpus:
-    """From the store when the stage is made, else from the source itself as far as that is quick."""
+    """From the store when the stage is made, else from the source itself as far as that is quick.
+
+    Raises ValueError for a source, read whole, that its stage would refuse: rows that are no dialogues, ids twice."""
     spec = stage.spec
     assert isinstance(spec, DialoguesSpec)
     artifact = store.find("dialogues", stage.key)
@@ -74,7 +76,9 @@ def look(stage: Stage, store: Store) -> Corpus:
     rows = source.rows()
     first = list(islice(rows, MOST_READ + 1))
     if len(first) <= MOST_READ:
-        kept = tuple(Reader(spec, source, None).sampled())
+        reader = Reader(spec, source, None)
+        kept = tuple(reader.sampled())
+        reader.check()
         return Corpus(Counter(d.split for d in kept), kept, not stage.inputs)
     return Corpus(_counted(spec, chain(first, rows)), _sound(first[:SAMPLE]), whole=False, most=spec.limit)
 

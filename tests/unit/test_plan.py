@@ -396,6 +396,25 @@ def test_ratings_that_a_method_lacks_are_told_before_anything_is_spent(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda n, row: {"prompt" if k == "turns" else k: v for k, v in row.items()}, r"24 of 24 .*line 1: .*no such"),
+        (lambda n, row: row if n else row | {"turns": []}, r"1 of 24 rows are no dialogues.*line 1: wrong_fields"),
+        (lambda n, row: row | {"id": "same"}, "1 ids occur more than once, for example same"),
+    ],
+    ids=["a field of another name in every row", "one row", "ids"],
+)
+def test_rows_that_the_run_would_refuse_are_refused(change: Any, told: str, tmp_path: Path, store: Store) -> None:
+    """Not told as a side of the split that is empty, or not at all."""
+    file = tiny_file(tmp_path, n=N)
+    rows = [json.loads(line) for line in (tmp_path / "dialogues.jsonl").read_text().splitlines()]
+    (tmp_path / "dialogues.jsonl").write_text("\n".join(json.dumps(change(n, row)) for n, row in enumerate(rows)))
+    x = experiment.load(file)
+    with pytest.raises(ValueError, match=told):
+        plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+
+
+@pytest.mark.parametrize(
     ("max_usd", "said"), [(100, "covers the high end"), (0.001, "may stop the run before its end")]
 )
 def test_a_cap_is_held_against_the_high_end(max_usd: float, said: str, tmp_path: Path, store: Store) -> None:

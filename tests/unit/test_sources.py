@@ -422,6 +422,19 @@ def test_one_bad_row_in_a_hundred_is_dropped_and_counted_two_fail(tmp_path: Path
         made(tmp_path, {"type": "jsonl", "path": str(path)})
 
 
+def test_a_fault_that_every_row_has_is_told_once_with_the_field_that_is_meant(tmp_path: Path) -> None:
+    faulty = [line(n, reply="I am sorry.") for n in range(9)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*faulty, {"id": "x", "turns": [{"role": "user", "text": "private"}]}])
+    with pytest.raises(ValueError, match="10 of 10 rows are no dialogues") as refused:
+        made(tmp_path, {"type": "jsonl", "path": str(path)})
+    said = str(refused.value)
+    assert said.count("did you mean 'human_reply'?") == 1
+    assert "a.jsonl line 1: wrong_fields" in said
+    assert "a.jsonl line 10: wrong_fields (turns.0.content is missing, turns.0.text: no such field" in said
+    assert "sorry" not in said, "what people said is in no message"
+    assert "private" not in said
+
+
 @pytest.mark.parametrize("rating", [True, False, "3", 2.0, 2.5, None, [3], 0, 4])
 def test_a_rating_is_a_whole_number_and_nothing_that_could_be_made_one(rating: object, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [line(1), line(2, ratings={"human": rating})])
