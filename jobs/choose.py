@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 
 from empathy.experiment import Experiment
@@ -34,21 +35,22 @@ def lowered(x: Experiment, only: Sequence[str] = (), without: Collection[str] = 
     return lower(x, tuple(only), without)
 
 
-def targets(graph: Lowered, until: str | None = None) -> list[Stage]:
+def targets(graph: Lowered, until: str | None = None, file: str = "FILE") -> list[Stage]:
     """What is to be finished: the report, all stages of a kind, or the one whose KIND/KEY begins so. What those stand
     on is made too, as far as missing: a DPO checkpoint needs the log-probabilities of its reference."""
     check_until(until)
     if until is None:
         return [graph.report]
     if "/" in until:
-        return _one(graph, until)
+        return _one(graph, until, file)
     return [s for s in walk([graph.report]) if s.kind == until and not _by_student(s)]
 
 
-def _one(graph: Lowered, name: str) -> list[Stage]:
+def _one(graph: Lowered, name: str, file: str) -> list[Stage]:
     found = [s for s in walk([graph.report]) if f"{s.kind}/{s.key}".startswith(name)]
     if len(found) != 1:
-        raise ValueError(f"--until {name}: {len(found) or 'no'} stages begin so; `empathy plan FILE --all` lists them")
+        command = f"empathy plan {shlex.quote(file)} --all"
+        raise ValueError(f"--until {name}: {len(found) or 'no'} stages begin so; `{command}` lists them")
     return found
 
 

@@ -68,7 +68,7 @@ def _ledger(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     from jobs import explain
 
-    return explain.explain(args.artifact, args.on, args.store)
+    return explain.explain(args.artifact, args.on, args.store, args.file)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -141,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
         "explain", _explain, "what an artifact is, and how its key differs from its nearest sibling's", file=False
     )
     explain.add_argument("artifact", help="a key, or its first digits, or kind/key")
+    explain.add_argument("file", nargs="?", help="the experiment (a TOML file), for the command that makes it")
     add("doctor", _doctor, "check machine, packages, store, providers and (if given) an experiment", file="?")
     serve = add("serve", _serve, "put students behind an OpenAI-compatible endpoint", file=False)
     serve.add_argument(

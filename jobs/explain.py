@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import tomllib
+from pathlib import Path
 
 from cluster import profile as profiles
 from empathy.specs import KINDS
@@ -33,15 +37,34 @@ def find(store: Store, name: str) -> Artifact:
     return found[0]
 
 
-def maker(artifact: Artifact, store: Store) -> str:
-    """The command that makes it where it is missing; FILE stands for the file of the experiment that is named."""
+def files_of(experiment: str) -> list[str]:
+    """The experiment files of this name, of those in this folder and of those that ship."""
+    here = Path()
+    shipped = (Path(os.path.relpath(path)) for path in (Path(__file__).parent / "experiments").glob("*.toml"))
+    return [str(path) for path in sorted({*here.glob("*.toml"), *shipped}) if _name(path) == experiment]
+
+
+def _name(path: Path) -> object:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig")).get("name")
+    except (ValueError, OSError, RecursionError):  # whatever else lies here: it is not the experiment's file
+        return None
+
+
+def maker(artifact: Artifact, store: Store, file: str | None = None) -> str:
+    """The command that makes it where it is missing, from `file`, or from the one file here of the experiment that
+    made it; where there is none, or several, FILE stands for it."""
     experiment, kind = artifact.manifest["made"].get("experiment"), artifact.manifest["identity"]["kind"]
-    command = f"empathy run FILE --store {store.url} --until {kind}/{artifact.key[:8]}"
-    return f"{command}    (FILE: experiment {experiment!r})" if experiment else command
+    found = [file] if file else files_of(experiment) if experiment else []
+    named = shlex.quote(found[0]) if len(found) == 1 else "FILE"
+    command = f"empathy run {named} --store {shlex.quote(store.url)} --until {kind}/{artifact.key[:8]}"
+    whose = f"experiment {experiment!r}" if experiment else "the experiment's; name it behind the key"
+    return command if named != "FILE" else f"{command}    (FILE: {whose})"
 
 
-def explain(name: str, on: str | None, store_url: str | None) -> int:
-    """Print identity, content, maker, and the differences to the nearest artifact of the same kind."""
+def explain(name: str, on: str | None, store_url: str | None, file: str | None = None) -> int:
+    """Print identity, content, maker (by the experiment's `file`), and the differences to the nearest artifact of the
+    same kind."""
     store = profiles.load(on, store_url).open_store()
     artifact = find(store, name)
     manifest = artifact.manifest
@@ -57,7 +80,7 @@ def explain(name: str, on: str | None, store_url: str | None) -> int:
         ("made", manifest["made"]),
     ):
         print(f"\n{title}\n{json.dumps(value, indent=2, sort_keys=True)}")
-    print(f"\nmade by\n  {maker(artifact, store)}")
+    print(f"\nmade by\n  {maker(artifact, store, file)}")
     found = nearest(
         manifest["identity"], (a.manifest["identity"] for a in store.artifacts(manifest["identity"]["kind"]))
     )

@@ -29,7 +29,7 @@ def export(name: str, file: str, on: str | None, store_url: str | None, to: str,
     profile = profiles.load(on, store_url)
     store = profile.open_store()
     x = experiment.load(file)
-    stage = chosen([name], lower(x), store)[name]
+    stage = chosen([name], lower(x), store, file, on)[name]
     cache = Path(profile.cache).expanduser()
     weights = fetch(stage, store, cache)
     if as_merged:

@@ -44,7 +44,7 @@ def plan(
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
     lowered = choose.lowered(x, only)
-    targets = choose.targets(lowered, until)
+    targets = choose.targets(lowered, until, file)
     print(text(x, lowered, targets, profile, max_usd, every))
     return 0
 

@@ -40,7 +40,7 @@ def run(
     x = experiment.load(file)
     profile = profiles.load(on, store_url)
     lowered = choose.lowered(x, only)
-    targets = choose.targets(lowered, until)
+    targets = choose.targets(lowered, until, file)
     if until is None:
         profile.check_writable("reports")  # else the run would be told at its end
     store = profile.open_store()

@@ -13,16 +13,17 @@ from empathy.lower import Lowered, lower
 from empathy.stages import Stage
 from empathy.store import Store
 from empathy.words import instead
+from jobs.run import again
 
 
-def chosen(names: Sequence[str], lowered: Lowered, store: Store) -> dict[str, Stage]:
+def chosen(names: Sequence[str], lowered: Lowered, store: Store, file: str, on: str | None) -> dict[str, Stage]:
     """The checkpoints of these names. Raises ValueError for a name that is unknown, and for one that is not made
     yet."""
     for name in names:
         if name not in lowered.checkpoints:
             raise ValueError(f"student = {name!r}: unknown{instead(name, lowered.checkpoints)}")
         if not store.done(stage := lowered.checkpoints[name]):
-            command = f"empathy run FILE --until {stage.kind}/{stage.key}"
+            command = again(file, on, store.url, until=f"{stage.kind}/{stage.key}")
             raise ValueError(f"student = {name!r}: not made in {store.url}; `{command}` makes it")
     return {name: lowered.checkpoints[name] for name in names}
 
@@ -52,7 +53,7 @@ def serve(
     profile = profiles.load(on, store_url)
     store = profile.open_store()
     x = experiment.load(file)
-    checkpoints = chosen(names, lower(x), store)
+    checkpoints = chosen(names, lower(x), store, file, on)
     http = HttpOptions(host=host, port=port, key_env=key_env)
     http.read_key()
     cache = Path(profile.cache).expanduser()

@@ -113,7 +113,7 @@ def submit(
 
     choose.check_max_usd(max_usd)
     profile = profiles.load(on, store_url)
-    targets = choose.targets(choose.lowered(experiment.load(file), only), until)
+    targets = choose.targets(choose.lowered(experiment.load(file), only), until, file)
     store = profile.open_store()
     store.files.probe()
     print(f"{counted(len(missing(targets, store.done)), 'stage')} to make in {store.url}", file=sys.stderr)

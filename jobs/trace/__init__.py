@@ -16,6 +16,7 @@ from empathy.lower import Lesson, Lowered
 from empathy.prompts import SPEAKERS
 from empathy.records import Dialogue, Reply
 from jobs import choose
+from jobs.run import again
 from jobs.trace.life import Life, reply_lines, wrapped
 from jobs.trace.sets import sets
 from jobs.trace.students import students
@@ -26,7 +27,7 @@ def trace(dialogue: str, file: str, on: str | None, store_url: str | None, arms:
     not exist."""
     lowered = choose.lowered(experiment.load(file), arms)
     store = profiles.load(on, store_url).open_store()
-    life = Life(store, lowered.report.inputs["dialogues"], dialogue)
+    life = Life(store, lowered.report.inputs["dialogues"], dialogue, again(file, on, store_url, until="dialogues"))
     sections = (
         _dialogue(life.dialogue),
         _teachers(life, lowered),

@@ -21,13 +21,11 @@ FEW = 4
 class Life:
     """What the store has about one dialogue. `left` collects what is not made yet."""
 
-    def __init__(self, store: Store, dialogues: Stage, ident: str):
-        """Raises ValueError when the dialogues are not made, or none has this id."""
+    def __init__(self, store: Store, dialogues: Stage, ident: str, command: str):
+        """Raises ValueError when the dialogues are not made (`command` makes them), or none has this id."""
         artifact = store.find("dialogues", dialogues.key)
         if artifact is None:
-            raise ValueError(
-                f"the dialogues are not in {store.url} yet; `empathy run FILE --until dialogues` reads them"
-            )
+            raise ValueError(f"the dialogues are not in {store.url} yet; `{command}` reads them")
         self.store, self.ident, self.left, names = store, ident, list[Stage](), list[str]()
         for part in range(len(artifact.parts)):
             here = artifact.table(part).column("id").to_pylist()

@@ -173,7 +173,7 @@ def test_explain_takes_a_key_and_never_leaves_its_folder(name: str, tmp_path: Pa
 
 
 def test_explain_names_the_command_that_makes_it_and_that_makes_this_stage_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, file = Store.open(str(tmp_path / "store")), tiny_file(tmp_path)
     lowered = lower(experiment.load(file))
@@ -182,12 +182,39 @@ def test_explain_names_the_command_that_makes_it_and_that_makes_this_stage_alone
     writer.write_records(0, [], Dialogue)
     writer.commit(made={"experiment": "tiny"})
     assert explain.explain(stage.key, None, store.url) == 0
-    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("  empathy run"))
-    command, _, told = line.strip().partition("    ")
-    assert told == "(FILE: experiment 'tiny')"
-    args = cli.parser().parse_args(shlex.split(command)[1:])
-    assert args.store == store.url
-    assert choose.targets(lowered, args.until) == [stage]
+    assert "  (FILE: experiment 'tiny')" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.toml").write_text("name = ")
+    for arguments in ([], [str(file)]):  # the file of that name in this folder, or the one that is named
+        assert cli.main(["explain", stage.key, *arguments, "--store", store.url]) == 0
+        line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("  empathy run"))
+        args = cli.parser().parse_args(shlex.split(line)[1:])
+        assert args.file == (arguments[0] if arguments else "tiny.toml")
+        assert args.store == store.url
+        assert choose.targets(lowered, args.until) == [stage]
+    (tmp_path / "copy.toml").write_text(file.read_text())
+    assert "empathy run FILE" in explain.maker(explain.find(store, stage.key), store), "which of the two is not known"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["trace", "d0", "tiny.toml"], "empathy run tiny.toml --until dialogues"),
+        (["export", "tiny", "--file", "tiny.toml", "--to", "x"], "empathy run tiny.toml --store "),
+        (["plan", "tiny.toml", "--until", "replies/zzz"], "empathy plan tiny.toml --all"),
+    ],
+)
+def test_commands_that_are_suggested_name_the_users_file(
+    arguments: list[str],
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert f"`{command}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("until", ["replies/zzz", "replies/", "reply"])
