@@ -31,6 +31,7 @@ SHIPPED_PLACES = ("EMPATHY_DATA", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AW
 """Variables that say where things are; none of them is a secret."""
 MAX_SHIPPED_MIB = 50
 FOLLOW_S = 2.0
+NAME_IT = "name the cluster's job server (its dashboard) with --address, e.g. http://HEAD:8265, and see that it is up"
 
 
 def _pack(target: Path, files: list[Path]) -> None:
@@ -72,14 +73,12 @@ def entrypoint(
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RpcError
     from ray.job_submission import JobSubmissionClient
 
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        raise ValueError(
-            "address: not given and RAY_ADDRESS is not set; name the cluster's job server, e.g. http://HEAD:8265"
-        )
+        raise ValueError(f"address: not given and RAY_ADDRESS is not set; {NAME_IT}")
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -87,8 +86,10 @@ def _client(address: str | None) -> JobSubmissionClient:
             f"address = {address!r}: {_first_line(error)}; put the cluster's token into RAY_AUTH_TOKEN, or the path of "
             "its file into RAY_AUTH_TOKEN_PATH"
         ) from error
-    except (ConnectionError, RuntimeError) as error:  # no server, or none of Ray's
-        raise ValueError(f"address = {address!r}: {_first_line(error)}") from error
+    except (ConnectionError, RpcError) as error:
+        raise ValueError(f"address = {address!r}: no Ray answers there; {NAME_IT}") from error
+    except (ValueError, RuntimeError) as error:  # no address, or another server's
+        raise ValueError(f"address = {address!r}: {_first_line(error).rstrip('.')}; {NAME_IT}") from error
 
 
 def _first_line(error: Exception) -> str:

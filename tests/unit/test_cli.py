@@ -250,6 +250,23 @@ def test_submit_names_the_largest_files_when_the_code_is_too_large(
         submit._pack(tmp_path, [])
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("http://127.0.0.1:9", "no Ray answers there"), ("nowhere", "Invalid address format: nowhere")],
+)
+def test_a_cluster_that_does_not_answer_is_one_sentence_with_the_remedy(
+    address: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Port 9 discards: nobody listens there."""
+    words = ["submit", str(tiny_file(tmp_path)), "--store", str(tmp_path / "store"), "--address", address]
+    assert cli.main(words) == 2
+    *_, message = capsys.readouterr().err.splitlines()
+    assert message == (
+        f"empathy submit: address = {address!r}: {said}; name the cluster's job server (its dashboard) with --address, "
+        "e.g. http://HEAD:8265, and see that it is up"
+    )
+
+
 def test_entrypoint_carries_no_secret_and_quotes_paths(tmp_path: Path) -> None:
     profile = profiles.load(None, str(tmp_path / "a store"))
     command = submit.entrypoint("folder/exp.toml", None, profile)
