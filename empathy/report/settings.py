@@ -18,6 +18,8 @@ from empathy.stages import Stage
 LINE = 80
 """Characters; a longer value is a text."""
 NONE = "none"
+_BY_DEFAULT = "all linear layers"
+"""What LoRA adapts where no `targets` are named."""
 
 
 @dataclass
@@ -43,8 +45,9 @@ def settings(cells: Cells) -> Settings:
     for fields in arms.values():
         for name, value in fields.items():
             values.setdefault(name, set()).add(value)
-    for slot, fields in arms.items():
+    for fields in sorted(arms.values(), key=len, reverse=True):  # who has most has the steps in their order
         found.shared |= {name: value for name, value in fields.items() if len(values[name]) == 1}
+    for slot, fields in arms.items():
         found.own[slot] = {name: value for name, value in fields.items() if len(values[name]) > 1}
     return found
 
@@ -53,7 +56,10 @@ def _of(arm: Responder) -> Iterator[tuple[str, Any]]:
     assert arm.checkpoint
     steps = list(_steps(arm.checkpoint))
     base = steps[0].inputs.get("base", steps[0])
+    assert isinstance(base.spec, CheckpointSpec)
     yield from _fields("base", base.spec, but=("objective", "seed", "max_length_tokens"))
+    if base.spec.objective:
+        yield from _fields("raise", base.spec.objective, but=("type",))
     for step in steps:
         assert isinstance(step.spec, CheckpointSpec)
         if step.spec.objective:
@@ -96,7 +102,7 @@ def _steps(checkpoint: Stage) -> Iterator[Stage]:
 
 def _fields(of: str, part: Part, but: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     for path, value in _flat(part.model_dump(mode="json", exclude=set(but))):
-        yield f"{of}: {path}", value
+        yield f"{of}: {path}", _BY_DEFAULT if path == "tuning.targets" and not value else value
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

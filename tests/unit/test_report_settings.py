@@ -39,6 +39,19 @@ def test_the_reading_of_method_3_is_told(tmp_path: Path) -> None:
         assert found.shared["set: method.rejected"] == reading
 
 
+def test_a_base_that_was_raised_says_how_and_lora_says_where(tmp_path: Path) -> None:
+    found = of(tmp_path, train__tuning="lora", train__lora={"rank": 4}, grid__regime=["sft", "sft+dpo"])
+    raised = tiny(tmp_path).students["tiny"].raised
+    assert raised is not None
+    assert found.shared["raise: optimiser.learning_rate"] == f"{raised.optimiser.learning_rate:g}"
+    assert found.shared["raise: tuning.type"] == "full"
+    assert found.shared["sft: tuning.targets"] == found.shared["dpo: tuning.targets"] == "all linear layers"
+    steps = list(dict.fromkeys(name.split(":")[0] for name in found.shared))
+    assert steps[: steps.index("set")] == ["base", "raise", "sft", "training", "dpo"], "in their order"
+    named = of(tmp_path / "named", train__tuning="lora", train__lora={"rank": 4, "targets": ["q_proj", "v_proj"]})
+    assert named.shared["sft: tuning.targets"] == "q_proj, v_proj"
+
+
 def test_seeds_are_told_apart(tmp_path: Path) -> None:
     found = of(tmp_path, grid__seed=[0, 7])
     assert {own["training: seed"] for own in found.own.values()} == {"0", "7"}
