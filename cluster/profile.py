@@ -206,6 +206,14 @@ KNOWN_PROVIDERS = {
 }
 
 
+def _placed(name: str, table: Any) -> Any:
+    """With the address and key of the provider that has this name, where the table gives no place of its own."""
+    known = KNOWN_PROVIDERS.get(name)
+    if known is None or not isinstance(table, dict) or "base_url" in table or "engine" in table:
+        return table
+    return {"base_url": known.base_url, "key_env": known.key_env} | table
+
+
 class Profile(Section):
     """The whole file."""
 
@@ -224,6 +232,12 @@ class Profile(Section):
     gpu: Gpu = Gpu()
     prices: dict[str, Price] = {}
     """By model, or by "PROVIDER/MODEL"; they win over the list that ships (serving/prices.toml)."""
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _known_ones_are_where_they_are(cls, tables: Any) -> Any:
+        """A table that sets a limit of `openai`, say, need not repeat its address and the name of its key."""
+        return {name: _placed(name, table) for name, table in tables.items()} if isinstance(tables, dict) else tables
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Profile:

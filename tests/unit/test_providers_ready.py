@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster import profile as profiles
 from cluster import providers
 from cluster.profile import Profile, ProviderPlace
 from empathy.lower import lower
@@ -92,6 +93,28 @@ def test_a_model_with_weights_needs_a_chat_template(tmp_path: Path) -> None:
     (tmp_path / "chat" / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"\[providers\.own\] engine.*no chat template"):
         own(tmp_path / "chat")
+
+
+def test_a_table_for_a_known_provider_need_not_say_where_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "profile.toml"
+    file.write_text('[providers.openai]\nrequests_per_minute = 500\n[providers.google]\nkey_env = "MY_KEY"\n')
+    openai, google = profiles.load(str(file)).provider("openai"), profiles.load(str(file)).provider("google")
+    assert (openai.base_url, openai.key_env) == ("https://api.openai.com/v1", "OPENAI_API_KEY")
+    assert openai.requests_per_minute == 500
+    assert google.base_url is not None
+    assert google.key_env == "MY_KEY"
+
+
+def test_a_place_of_its_own_takes_nothing_of_the_known_one(tmp_path: Path) -> None:
+    """A server or an engine under a known name wants no key of that provider's: it would be sent to others."""
+    file = tmp_path / "profile.toml"
+    file.write_text('[providers.openai]\nbase_url = "http://10.0.0.1/v1"\n[providers.google]\nengine = "some/model"\n')
+    profile = profiles.load(str(file))
+    assert profile.provider("openai").key_env is None
+    assert (profile.provider("google").base_url, profile.provider("google").key_env) == (None, None)
+    file.write_text("[providers.azure]\nrequests_per_minute = 500\n")
+    with pytest.raises(ValueError, match="either base_url"):
+        profiles.load(str(file))
 
 
 def test_a_provider_is_a_url_or_an_engine() -> None:
