@@ -40,7 +40,12 @@ UNITS = {
     "verdicts": "dialogues",
     "examples": "dialogues",
 }
-COUNTS = {"from_ledger": "from the ledger", "tokens_in": "tokens in", "tokens_out": "tokens out"}
+COUNTS = {
+    "from_ledger": "from the ledger",
+    "tokens_in": "tokens in",
+    "tokens_out": "tokens out",
+    "damaged": "damaged in the ledger and asked again",
+}
 
 
 def clock(seconds: float) -> str:

@@ -26,6 +26,7 @@ BYTES_A_TOKEN = 4
 @dataclass
 class Counts:
     """What driving did. `unknown` are attempts that ended without a response: the provider may have billed them.
+    `damaged` are replies that the ledger had, and whose lines cannot be read: they are asked for again.
 
     `shared` are those answers from the ledger that another experiment had paid for, with their tokens.
     """
@@ -38,6 +39,7 @@ class Counts:
     retries: int = 0
     limited: int = 0
     unknown: int = 0
+    damaged: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
 

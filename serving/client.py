@@ -85,6 +85,9 @@ class Client:
         again)."""
         answer = self._ledger.get(request.key)
         if answer is None:
+            if request.key in self._ledger.damaged:
+                self._ledger.damaged.remove(request.key)  # told once
+                counts.damaged += 1
             return None
         provider = self._provider(request)
         if not provider.accepts(request.model, answer.model_served):

@@ -74,6 +74,7 @@ class Ledger:
         self.experiment = experiment
         self.writer = uuid.uuid4().hex[:16]
         self._places: dict[bytes, int] = {}
+        self.damaged = set[str]()
         self._journals = open_journals(files, self.writer)
         self._files, self._loaded = files, False
         self._claims = Claims(files, self.writer, self._read_last)
@@ -95,13 +96,14 @@ class Ledger:
 
     def get(self, key: str) -> Answer | None:
         """The reply to the request of this key, from memory's index and one read of its line; None when there is
-        none, and for a line that was damaged inside: it is asked for again."""
+        none, and for a line that was damaged inside: it is asked for again, and its key is noted in `damaged`."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
             return None
         line = self._line(place)
         if line is None:
             self.forget(key)
+            self.damaged.add(key)
             return None
         return Answer(
             text=line["text"],

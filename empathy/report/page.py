@@ -194,7 +194,7 @@ def _overviews(book: Book) -> list[dict[str, Any]]:
 
 ASKED = ("calls", "retries", "from_ledger", "tokens_in", "tokens_out")
 """Counts of a stage that asks, in the order of the page."""
-NO_DROPS = {*ASKED, "rows", "limited", "unknown", "shared", "shared_tokens_in", "shared_tokens_out"}
+NO_DROPS = {*ASKED, "rows", "limited", "unknown", "damaged", "shared", "shared_tokens_in", "shared_tokens_out"}
 """Counts of a stage that say what was done, and not what was lost."""
 
 

@@ -204,6 +204,30 @@ def test_what_sharing_saved(store: Store) -> None:
     assert paid == {"small": 6, "large": 4}
 
 
+def test_a_reply_that_is_damaged_in_the_ledger_is_asked_again_and_told(store: Store) -> None:
+    """Of 6 replies 2 lines are damaged inside: the stage that needs all 6 asks for 2, and its line says so."""
+    from cluster.progress import Progress
+    from cluster.steps.asking import Job
+    from serving.providers import Provider
+    from serving.scripted import Scripted
+
+    lines = list[str]()
+    progress = Progress(lines.append)
+    stages = [teaching(store, range(6), str(k) * 64) for k in range(2)]
+    progress.begin(stages)
+    with Scripted() as server:
+        providers = {"embedded": Provider("embedded", server.url)}
+        for stage in stages:
+            ask_all([Job(stage, Reply, replies.askings, (6,))], store, providers, 0, 4, progress.units)
+            progress.finished(stage, store.get(stage).counts)
+            for journal in (Path(store.url) / "ledger" / "replies").glob("*.jsonl"):
+                journal.write_bytes(journal.read_bytes().replace(b'"text":', b'"txet":', 2))
+        assert server.counts()["total"] == 6 + 2
+    first, second = (line for line in lines if "made (" in line)
+    assert "damaged" not in first
+    assert "(2 calls, 2 damaged in the ledger and asked again, 4 from the ledger, " in second
+
+
 def test_what_a_maker_had_before_is_not_counted_and_the_table_says_so(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
