@@ -56,9 +56,18 @@ def _unmatched(grid: Sequence[Wanted], pattern: str) -> str:
     unknown = [word for word in pattern.split() if not any(_matches(w, word) for w in grid)]
     if not unknown:
         return "no arm has all of these together; there are"
-    values = {f"{key}={value}" if "=" in unknown[0] else value for w in grid for key, value in w.factors.items()}
-    hint = meant(unknown[0], sorted(values))
+    hint = _near(grid, unknown[0])
     return f"no arm has {unknown[0]!r}{hint} There are" if hint else f"no arm has {unknown[0]!r}; there are"
+
+
+def _near(grid: Sequence[Wanted], word: str) -> str:
+    """What a word may mean: of "strategy=niave" a strategy, of "startegy=naive" a factor."""
+    key, equals, value = word.partition("=")
+    pairs = {(k, v) for w in grid for k, v in w.factors.items()}
+    if not equals:
+        return meant(word, sorted({v for _, v in pairs}))
+    values = sorted(v for k, v in pairs if k == key)
+    return meant(value, values) if values else meant(key, sorted({k for k, _ in pairs}))
 
 
 def _factors(grid: Sequence[Wanted]) -> str:

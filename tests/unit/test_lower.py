@@ -362,6 +362,10 @@ def test_a_word_is_a_whole_value_or_a_glob_of_it(pattern: str, teachers: list[st
     [
         ("strategy=naiv* method=direct", "no arm has 'strategy=naiv*'"),
         ("regime=sft+dpo method=human", "no arm has all of these together"),  # no teacher, no pairs
+        ("method=dirct", "no arm has 'method=dirct', did you mean 'direct'? There are"),
+        ("method=bogus", "no arm has 'method=bogus'; there are"),  # like no method, however like "method=" is
+        ("methd=human", "no arm has 'methd=human', did you mean 'method'? There are"),
+        ("humna", "no arm has 'humna', did you mean 'human'? There are"),
         ("   ", "names no factor"),
     ],
 )
