@@ -101,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
         if file:
             command.add_argument("file", nargs="?" if file == "?" else None, help="the experiment (a TOML file)")
         command.add_argument(
-            "--on", metavar="PROFILE", help="where and how fast: a TOML file, or a name in infra/profiles"
+            "--on",
+            metavar="PROFILE",
+            help="where and how fast: a TOML file, or a name in infra/profiles (default: laptop)",
         )
         command.add_argument("--store", metavar="URL", help="a folder or s3://bucket/prefix, instead of the profile's")
         command.set_defaults(action=action)
@@ -149,8 +151,12 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--file", required=True, help="the experiment whose students these are")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
-    serve.add_argument("--port", type=int, default=8000)
-    serve.add_argument("--key-env", default="EMPATHY_API_KEY", help="environment variable that holds the API key")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen at (default: %(default)s)")
+    serve.add_argument(
+        "--key-env",
+        default="EMPATHY_API_KEY",
+        help="environment variable that holds the API key (default: %(default)s)",
+    )
     serve.add_argument("--merged", action="store_true", help="one student, its adapter merged into its base")
     export = add("export", _export, "write a student as a folder that transformers and vLLM load", file=False)
     export.add_argument("student", help="its name, as `empathy plan` lists it")
