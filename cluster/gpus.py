@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Collection
@@ -22,6 +23,11 @@ class Found:
     names: tuple[str, ...] = ()
     why: str = ""
 
+    @property
+    def memory_gib(self) -> tuple[float, ...]:
+        """Memory of each GPU whose size nvidia-smi knows."""
+        return tuple(int(size[1]) / 1024 for name in self.names if (size := re.search(r", (\d+) MiB, driver ", name)))
+
 
 def found() -> Found:
     """The GPUs of this machine."""
@@ -40,10 +46,15 @@ def found() -> Found:
     return Found(tuple(f"{what}, driver {driver}" for what, _, driver in lines))
 
 
+def is_local(profile: Profile) -> bool:
+    """Whether the run is on this machine alone, and joins no cluster."""
+    return (os.environ.get("RAY_ADDRESS") or profile.ray.address) == "local"
+
+
 def wanted(profile: Profile, lanes: Collection[str] = ("training", "generating")) -> float:
     """GPUs of this machine that `lanes` take at once: training and the engine take turns. None of it where a cluster
     is joined."""
-    if (os.environ.get("RAY_ADDRESS") or profile.ray.address) != "local":
+    if not is_local(profile):
         return 0
     training = profile.train.workers * profile.train.gpus_per_worker if "training" in lanes else 0
     return max(training, profile.engine.replicas * profile.engine.gpus if "generating" in lanes else 0)

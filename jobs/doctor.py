@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,7 +24,8 @@ from empathy.lower import lower
 from empathy.stages import missing, walk
 from empathy.words import counted
 from jobs import sources
-from jobs.estimate import corpus
+from jobs.estimate import corpus, memory, shapes
+from jobs.estimate.shapes import Shape
 
 TRIED = {"ray": "2.60.0", "deepspeed": "0.19.8", "transformers": "5.19.0", "trl": "1.16.0", "peft": "0.21.2"}
 """Versions that were tried together."""
@@ -51,8 +52,12 @@ def _machine() -> Iterator[Check]:
     yield Check(
         "python", (3, 11) <= version[:2] < (3, 13), f"{version.major}.{version.minor} (3.11 or 3.12 are wanted)"
     )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = _memory_gib()
     yield Check("machine", memory >= 8, f"{os.cpu_count()} cores, {memory:.0f} GiB of memory (8 are wanted)")
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _accelerators(profile: Profile) -> Iterator[Check]:
@@ -140,6 +145,8 @@ def _experiment(file: str, profile: Profile) -> Iterator[Check]:
     for name, student in students.items():
         if student.model is not None:
             yield _try(f"base of {name}", partial(_base, name, student, profile))
+    if gpus.is_local(profile):
+        yield from _room(students, x.train.precision, profile)
     asked = {asked.provider for asked in (x.judge, x.teacher, x.ratings, x.rubric) if asked}
     for provider in sorted(asked - {EMBEDDED}):
         yield _try(f"provider {provider}", partial(_provider, provider, profile))
@@ -161,6 +168,34 @@ def _base(name: str, student: StudentModel, profile: Profile) -> Path:
 
     own = student.template == "own"
     return check_model(f"students.{name}.model", str(student.model), student.revision, own, profile)
+
+
+def _shape(student: StudentModel) -> Shape | None:
+    if student.model is None:
+        return shapes.of_random(student.size)
+    try:
+        return shapes.of_model(student.model, student.model)
+    except ValueError:  # a config.json that is no JSON: what is wrong with a base, its own check says
+        return None
+
+
+def _room(students: Mapping[str, StudentModel], precision: str, profile: Profile) -> Iterator[Check]:
+    """A remark on each student whose size is known, and that fits neither GPU nor main memory as the profile has it."""
+    there = gpus.found().memory_gib
+    devices = [("this machine's memory", 0, _memory_gib())] + ([("a GPU", len(there), max(there))] if there else [])
+    for name, student in students.items():
+        shape = _shape(student)
+        weights = memory.weights_gib(shape, precision) if shape else 0.0
+        for device, number, gib in devices:
+            if shape and (held := memory.held_gib(weights, profile, number)) > gib:
+                yield Check(
+                    f"memory for {name}",
+                    None,
+                    f"at least {held:.1f} GiB of {device} are taken at once, and there are {gib:.1f}: training and engine "
+                    f"each hold a copy of its weights ({weights:.1f} GiB), the engine its KV cache beside ([engine] "
+                    f"kv_cache_gib = {profile.engine.kv_cache_gib:g}, replicas = {profile.engine.replicas}); take a "
+                    "smaller model or a larger machine, or lower these",
+                )
 
 
 def _provider(name: str, profile: Profile) -> str:

@@ -64,19 +64,28 @@ def shape_of(checkpoint: Stage) -> Shape | None:
     spec = stage.spec
     assert isinstance(spec, CheckpointSpec)
     if isinstance(spec.base, RandomBase):
-        b = spec.base
-        return Shape(
-            hidden=b.hidden,
-            layers=b.layers,
-            heads=b.heads,
-            kv_heads=b.kv_heads,
-            head_width=b.hidden // b.heads,
-            intermediate=b.intermediate,
-            vocab=b.vocab,
-        )
+        return of_random(spec.base)
     assert spec.base is not None
-    config = Path(stage.locator.get("path", "")).expanduser() / "config.json"
-    return from_config(json.loads(config.read_text())) if config.is_file() else known().get(spec.base.model)
+    return of_model(stage.locator.get("path", ""), spec.base.model)
+
+
+def of_random(b: RandomBase) -> Shape:
+    """The shape that the file gives to a base made from nothing."""
+    return Shape(
+        hidden=b.hidden,
+        layers=b.layers,
+        heads=b.heads,
+        kv_heads=b.kv_heads,
+        head_width=b.hidden // b.heads,
+        intermediate=b.intermediate,
+        vocab=b.vocab,
+    )
+
+
+def of_model(path: str, name: str) -> Shape | None:
+    """The shape of the model in the folder `path`, or of this name; None when nothing here tells it."""
+    config = Path(path).expanduser() / "config.json"
+    return from_config(json.loads(config.read_text())) if config.is_file() else known().get(name)
 
 
 def from_config(config: Mapping[str, Any]) -> Shape | None:

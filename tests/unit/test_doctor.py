@@ -120,6 +120,54 @@ def test_gpus_that_the_profile_wants(
     assert bad(file, capsys) == {}
 
 
+LLAMA = '[students.tiny]\nmodel = "meta-llama/Llama-3.1-8B"\n'
+WEIGHTS_GIB = (32 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336) + 2 * 4096 * 128256) * 2 / 2**30
+"""15.0: attention's and the feed-forward block's matrices of 32 layers, embedding and head, in bf16."""
+GPU = "NVIDIA X, {} MiB, 580.159.04"
+
+
+@pytest.mark.parametrize(
+    ("ram_gib", "gpu_mib", "profile", "said"),
+    [
+        (2 * WEIGHTS_GIB + 0.9, None, "", "at least 30.9 GiB of this machine's memory"),  # two copies and 1 GiB of KV
+        (2 * WEIGHTS_GIB + 1.1, None, "", None),
+        (2 * WEIGHTS_GIB + 0.9, None, "[ray]\ncpus = 2", None),  # no room for an engine beside two workers
+        (WEIGHTS_GIB + 0.9, None, "[ray]\ncpus = 2", "at least 16.0 GiB of this machine's memory"),
+        (8, None, '[ray]\naddress = "auto"', None),
+        (8, 24 * 1024, "[train]\nworkers = 1\ngpus_per_worker = 1\n[engine]\ngpus = 1\nkv_cache_gib = 9.1", "24.0: a"),
+        (8, 24 * 1024, "[train]\nworkers = 1\ngpus_per_worker = 1\n[engine]\ngpus = 1\nkv_cache_gib = 8.9", None),
+        (
+            8,
+            24 * 1024,
+            "[train]\nworkers = 1\ngpus_per_worker = 0.5\n[engine]\ngpus = 0.5",
+            "at least 30.9 GiB of a GPU",
+        ),
+        (8, "[N/A]", "[train]\nworkers = 1\ngpus_per_worker = 1\n[engine]\ngpus = 1", None),
+    ],
+)
+def test_a_student_that_this_machine_cannot_hold_is_remarked_on(
+    ram_gib: float,
+    gpu_mib: object,
+    profile: str,
+    said: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(doctor, "_memory_gib", lambda: ram_gib)
+    if gpu_mib is not None:
+        monkeypatch.setenv("PATH", with_gpus(tmp_path / "one", GPU.format(gpu_mib)))
+    file = tiny_file(tmp_path)
+    text = file.read_text().replace('precision         = "fp32"', 'precision = "bf16"')
+    file.write_text(text[: text.index("[students.tiny]")] + LLAMA + text[text.index("[train]") :])
+    (on := tmp_path / "profile.toml").write_text(profile)
+    doctor.doctor(str(file), str(on), str(tmp_path / "store"))
+    notes = [line for line in capsys.readouterr().out.splitlines() if "memory for tiny" in line]
+    assert len(notes) == (said is not None)
+    assert all(line.startswith("note") and str(said) in line for line in notes)
+
+
 def test_a_gpu_needs_a_compiler(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
