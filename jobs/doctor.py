@@ -191,7 +191,7 @@ def _room(students: Mapping[str, StudentModel], precision: str, profile: Profile
                 yield Check(
                     f"memory for {name}",
                     None,
-                    f"at least {held:.1f} GiB of {device} are taken at once, and there are {gib:.1f}: training and engine "
+                    f"at least {held:.1f} GiB of {device} are taken at once, of {gib:.1f}: training and engine "
                     f"each hold a copy of its weights ({weights:.1f} GiB), the engine its KV cache beside ([engine] "
                     f"kv_cache_gib = {profile.engine.kv_cache_gib:g}, replicas = {profile.engine.replicas}); take a "
                     "smaller model or a larger machine, or lower these",

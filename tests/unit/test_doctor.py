@@ -134,7 +134,12 @@ GPU = "NVIDIA X, {} MiB, 580.159.04"
         (2 * WEIGHTS_GIB + 0.9, None, "[ray]\ncpus = 2", None),  # no room for an engine beside two workers
         (WEIGHTS_GIB + 0.9, None, "[ray]\ncpus = 2", "at least 16.0 GiB of this machine's memory"),
         (8, None, '[ray]\naddress = "auto"', None),
-        (8, 24 * 1024, "[train]\nworkers = 1\ngpus_per_worker = 1\n[engine]\ngpus = 1\nkv_cache_gib = 9.1", "24.0: a"),
+        (
+            8,
+            24 * 1024,
+            "[train]\nworkers = 1\ngpus_per_worker = 1\n[engine]\ngpus = 1\nkv_cache_gib = 9.1",
+            "are taken at once, of 24.0: ",
+        ),
         (8, 24 * 1024, "[train]\nworkers = 1\ngpus_per_worker = 1\n[engine]\ngpus = 1\nkv_cache_gib = 8.9", None),
         (
             8,
