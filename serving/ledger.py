@@ -43,6 +43,16 @@ def is_reply(line: bytes) -> bool:
     return _BEGINS.match(line) is not None and line.endswith(b"}\n")
 
 
+def parse_reply(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None for one that `Ledger.record` did not write so."""
+    try:
+        told: dict[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError:  # damaged: as if absent
+        return None
+    sound = told.keys() >= _FIELDS and isinstance(told["text"], str) and isinstance(told["model"], str)
+    return told if sound else None
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is left of a request when only its key is known: its reply came out of a batch of an earlier process."""
@@ -117,13 +127,7 @@ class Ledger:
         )
 
     def _line(self, place: int) -> dict[str, Any] | None:
-        """What a line says; None for one that `record` did not write so."""
-        try:
-            line = orjson.loads(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
-        except orjson.JSONDecodeError:  # damaged: as if absent
-            return None
-        sound = line.keys() >= _FIELDS and isinstance(line["text"], str) and isinstance(line["model"], str)
-        return line if sound else None
+        return parse_reply(self._journals.read(place >> _SIZE_BITS, place & ((1 << _SIZE_BITS) - 1)))
 
     def record(
         self, request: Request | Asked, answer: Answer, experiment: str | None = None, price: float = 1.0
@@ -163,13 +167,16 @@ class Ledger:
         self._claims.settle(key)
 
     def _tail(self, writer: str) -> None:
-        """Read what `writer` has added to its journal."""
+        """Read what `writer` has added to its journal. A key that another journal has too was asked again because its
+        line there is damaged: which of the two is read last must not matter."""
         if writer == self.writer:
             return
         for place, block in self._journals.fetch(writer):
             for line in block.splitlines(keepends=True):
                 if is_reply(line):  # a damaged one is asked for again
-                    self._index(line[_KEY].decode(), place, len(line))
+                    key = line[_KEY].decode()
+                    if key not in self or parse_reply(line) is not None:
+                        self._index(key, place, len(line))
                 place += len(line)
 
     def _read_last(self, holder: str) -> None:

@@ -84,6 +84,25 @@ def test_a_line_damaged_inside_is_asked_for_again(files: Files, damage: Callable
         assert again.summary()["m"].requests == 1
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_was_damaged_and_asked_again_stays_whichever_journal_is_read_last(files: Files, swapped: bool) -> None:
+    paths = []
+    for text in ("first", "again"):
+        with Ledger(files) as ledger:
+            ledger.record(request(0), Answer(text))
+            paths.append(journal(files, ledger))
+        if text == "first":
+            paths[0].write_bytes(paths[0].read_bytes().replace(b'"text"', b'"tex\x00"'))
+    one, other = sorted(paths)
+    if swapped:
+        texts = [path.read_bytes() for path in (one, other)]
+        for path, text in zip((other, one), texts, strict=True):
+            path.write_bytes(text)
+    with Ledger(files) as later:
+        assert later.get(KEYS[0]) == Answer("again")
+        assert later.claim(KEYS[:1]) == set()
+
+
 def test_only_new_lines_are_read_when_a_journal_grows(files: Files) -> None:
     with Ledger(files) as one, Ledger(files) as other:
         assert one.claim(KEYS[:2]) == set(KEYS[:2])
