@@ -22,6 +22,31 @@ MAX_BAD = 0.01
 """Share of a source's rows that may be no dialogues before the stage fails."""
 
 
+class Faults:
+    """Rows that are no dialogues, among all that were read."""
+
+    def __init__(self) -> None:
+        self.seen = self._rows = 0
+        self._told: list[Bad] = []
+
+    def note(self, row: Dialogue | Bad) -> None:
+        if not isinstance(row, Bad):
+            self.seen += 1
+            return
+        self.seen += row.rows
+        self._rows += row.rows
+        if len(self._told) < 5 and (row.reason, row.detail) not in ((b.reason, b.detail) for b in self._told):
+            self._told.append(row)  # one of each fault: a field that is misspelt is so in every row
+
+    def check(self, source: str) -> None:
+        """Raises ValueError for more of them than `MAX_BAD`."""
+        if self._rows > MAX_BAD * self.seen:
+            raise ValueError(
+                f"data.source = {source!r}: {self._rows:,} of {self.seen:,} rows are no dialogues, more than "
+                f"{MAX_BAD:.0%}; mend or remove them, for example: {'; '.join(map(str, self._told))}"
+            )
+
+
 class Reader:
     """Passes over a source, with their counts."""
 
@@ -32,8 +57,7 @@ class Reader:
             self._held = Held.of(d for d in self.selected() if d.split == "test")
 
     def _reset(self) -> None:
-        self.seen = self._bad_rows = 0
-        self._bad: list[Bad] = []
+        self._faults = Faults()
         self.dropped: Counter[str] = Counter()
         self._told: Counter[str] = Counter()
         self._ids = array("Q")
@@ -64,9 +88,9 @@ class Reader:
         self._reset()
         for row in self.source.rows():
             checked = row if isinstance(row, Bad) else self._checked(row)
-            self.seen += checked.rows if isinstance(checked, Bad) else 1
+            self._faults.note(checked)
             if isinstance(checked, Bad):
-                self._note(checked)
+                self.dropped[checked.reason] += 1
                 continue
             self._ids.append(draw("id", checked.id))
             dialogue = dataclasses.replace(checked, split=side(self.spec.split, checked))
@@ -97,21 +121,15 @@ class Reader:
                 return "twin_of_test"
         return self._excluded.reason(dialogue) if self._excluded else None
 
-    def _note(self, bad: Bad) -> None:
-        self.dropped[bad.reason] += 1
-        self._bad_rows += bad.rows
-        fault = (bad.reason, bad.detail)
-        if len(self._bad) < 5 and fault not in ((b.reason, b.detail) for b in self._bad):
-            self._bad.append(bad)  # one of each fault: a field that is misspelt is so in every row
+    @property
+    def seen(self) -> int:
+        """Rows of the last pass."""
+        return self._faults.seen
 
     def check(self) -> None:
         """Raises ValueError for too many bad rows, repeated ids, and conversations on both sides."""
         source = f"data.source = {self.spec.source!r}"
-        if self._bad_rows > MAX_BAD * self.seen:
-            raise ValueError(
-                f"{source}: {self._bad_rows:,} of {self.seen:,} rows are no dialogues, more than {MAX_BAD:.0%}; "
-                f"mend or remove them, for example: {'; '.join(map(str, self._bad))}"
-            )
+        self._faults.check(self.spec.source)
         twice = self._repeated()
         if twice:
             raise ValueError(

@@ -12,7 +12,7 @@ from empathy.prompts import rendered
 from empathy.records import Dialogue
 from empathy.sources import parse
 from empathy.sources.clean import Bad, clean
-from empathy.sources.reader import Reader
+from empathy.sources.reader import Faults, Reader
 from empathy.specs import DialoguesSpec
 from empathy.specs.sides import Sides, rows_on
 from empathy.splits import draw, side
@@ -62,7 +62,8 @@ class Corpus:
 def look(stage: Stage, store: Store) -> Corpus:
     """From the store when the stage is made, else from the source itself as far as that is quick.
 
-    Raises ValueError for a source, read whole, that its stage would refuse: rows that are no dialogues, ids twice."""
+    Raises ValueError for rows that are no dialogues, where all are read, and of at most `MOST_READ` for all else that
+    the stage would refuse: ids twice, test dialogues inside training."""
     spec = stage.spec
     assert isinstance(spec, DialoguesSpec)
     artifact = store.find("dialogues", stage.key)
@@ -90,11 +91,18 @@ def _sound(rows: Iterable[Dialogue | Bad]) -> tuple[Dialogue, ...]:
 def _counted(spec: DialoguesSpec, rows: Iterator[Dialogue | Bad]) -> dict[str, int] | None:
     """Dialogues by side, before those that have a twin elsewhere are left out; None of too many rows."""
     found: list[tuple[int, str]] = []
-    for dialogue in _sound(map(_cleaned, islice(rows, MOST_COUNTED))):
+    faults = Faults()
+    for dialogue in map(_cleaned, islice(rows, MOST_COUNTED)):
+        faults.note(dialogue)
+        if isinstance(dialogue, Bad):
+            continue
         on = side(spec.split, dialogue)
         if spec.only in (None, on):
             found.append((draw("limit", spec.seed, dialogue.id), on))  # as `Reader` samples
-    return None if next(rows, None) else dict(Counter(on for _, on in sorted(found)[: spec.limit]))
+    if next(rows, None):
+        return None
+    faults.check(spec.source)
+    return dict(Counter(on for _, on in sorted(found)[: spec.limit]))
 
 
 def _cleaned(row: Dialogue | Bad) -> Dialogue | Bad:

@@ -414,6 +414,19 @@ def test_rows_that_the_run_would_refuse_are_refused(change: Any, told: str, tmp_
         plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
 
 
+def test_wrong_rows_of_a_source_that_is_only_counted_are_refused_too(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were counted as no dialogues: a plan of 0 calls."""
+    monkeypatch.setattr("jobs.estimate.corpus.MOST_READ", N - 1)
+    file = tiny_file(tmp_path, n=N)
+    text = (tmp_path / "dialogues.jsonl").read_text()
+    (tmp_path / "dialogues.jsonl").write_text(text.replace('"turns"', '"talk"'))
+    x = experiment.load(file)
+    with pytest.raises(ValueError, match=r"24 of 24 rows are no dialogues.*turns is missing, talk: no such field"):
+        plan.text(x, lower(x), [lower(x).report], Profile(store=store.url))
+
+
 @pytest.mark.parametrize(
     ("max_usd", "said"), [(100, "covers the high end"), (0.001, "may stop the run before its end")]
 )
