@@ -184,9 +184,9 @@ class Book:
         regime = self.series(e.arm)
         if e.value is None or (regime != "sft" if sign < 0 else "dpo" not in regime):
             return None
-        worst = e.high if sign < 0 else e.low
-        clear = worst is not None and worst * sign > 0
-        holds = True if clear else False if e.value * sign <= 0 else None
+        worst, best = (e.high, e.low) if sign < 0 else (e.low, e.high)
+        wrong = best is not None and best * sign < 0
+        holds = True if worst is not None and worst * sign > 0 else False if wrong else None
         detail = number(e, 3, signed=True) + " nats per token"
         if sign > 0:
             before = self.get(str(e.opponent), e.measure.replace("accuracy_gain", "accuracy"), note=e.note)

@@ -249,6 +249,28 @@ def test_checks_say_what_training_did(book: Book) -> None:
     assert by_arm["sft+dpo direct raises held-out preference accuracy (over base) over sft direct"] is None
 
 
+@pytest.mark.parametrize(
+    ("measure", "value", "low", "high", "holds"),
+    [
+        ("nll_difference", -0.5, -0.6, -0.4, True),
+        ("nll_difference", -0.5, -1.1, 0.1, None),
+        ("nll_difference", 0.1, -0.2, 0.4, None),
+        ("nll_difference", 0.3, 0.1, 0.5, False),
+        ("nll_difference", 0.3, None, None, None),
+        ("preference_accuracy_gain_summed", 0.2, 0.1, 0.3, True),
+        ("preference_accuracy_gain_summed", 0.0, 0.0, 0.0, None),
+        ("preference_accuracy_gain_summed", -0.1, -0.3, 0.1, None),
+        ("preference_accuracy_gain_summed", -0.2, -0.3, -0.1, False),
+    ],
+)
+def test_a_claim_is_refuted_only_by_an_interval_on_the_wrong_side(
+    measure: str, value: float, low: float | None, high: float | None, holds: bool | None
+) -> None:
+    arm, opponent = ("a000", "base0") if measure == "nll_difference" else ("a001", "a000")
+    one = Estimate(arm, opponent, measure, value, low, high, n=24, clusters=6, judge=None, note="", key="k")
+    assert [check.holds for check in Book([one], NAMES).checks()] == [holds]
+
+
 def test_contrast_of_two_arms_is_paired(book: Book) -> None:
     found = [e for e in book.of("contrast") if e.note == "against human, family of 1"]
     assert [(e.arm, e.opponent, e.value, e.low, e.high, e.n) for e in found] == [("a001", "a000", 1.0, 1.0, 1.0, N)]
