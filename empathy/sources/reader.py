@@ -14,6 +14,7 @@ from empathy.sources.clean import Bad, clean
 from empathy.specs import DialoguesSpec, PaperSplit
 from empathy.splits import draw, side
 from empathy.twins import Excluded, Held
+from empathy.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,9 +133,9 @@ class Reader:
         self._faults.check(self.spec.source)
         twice = self._repeated()
         if twice:
+            many = f"{counted(len(twice), 'id')} {'occurs' if len(twice) == 1 else 'occur'} more than once"
             raise ValueError(
-                f"{source}: {len(twice)} ids occur more than once, for example {', '.join(twice[:5])}; "
-                "give each dialogue an id of its own"
+                f"{source}: {many}, for example {', '.join(twice[:5])}; give each dialogue an id of its own"
             )
         if self._leaks:
             raise ValueError(

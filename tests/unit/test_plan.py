@@ -400,7 +400,7 @@ def test_ratings_that_a_method_lacks_are_told_before_anything_is_spent(tmp_path:
     [
         (lambda n, row: {"prompt" if k == "turns" else k: v for k, v in row.items()}, r"24 of 24 .*line 1: .*no such"),
         (lambda n, row: row if n else row | {"turns": []}, r"1 of 24 rows are no dialogues.*line 1: wrong_fields"),
-        (lambda n, row: row | {"id": "same"}, "1 ids occur more than once, for example same"),
+        (lambda n, row: row | {"id": "same"}, "1 id occurs more than once, for example same"),
     ],
     ids=["a field of another name in every row", "one row", "ids"],
 )

@@ -459,7 +459,7 @@ def test_an_open_quote_counts_for_every_line_it_ate(tmp_path: Path) -> None:
 def test_repeated_ids_are_named(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [line(1), line(2), line(1, emotion="sad")])
     with pytest.raises(
-        ValueError, match=r"1 ids occur more than once, for example d1; give each dialogue an id of its own"
+        ValueError, match=r"1 id occurs more than once, for example d1; give each dialogue an id of its own"
     ):
         made(tmp_path, {"type": "jsonl", "path": str(path)})
 

@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Change, tuple[str, ...]]] = {
         ("OPENAI_API_KEY", "'openai'", "environment variable"),
     ),
     "empty data set": (emptied, ("data.source", "it is empty", "check the file")),
-    "duplicate ids": (doubled, ("data.source", "1 ids occur more than once, for example d3", "an id of its own")),
+    "duplicate ids": (doubled, ("data.source", "1 id occurs more than once, for example d3", "an id of its own")),
     "test dialogues inside training": (
         leaking,
         ("data.source", "test dialogues inside training", "d0#turn2", "on one side"),
