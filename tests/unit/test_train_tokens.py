@@ -145,5 +145,8 @@ def test_templates_by_name_and_by_path(tmp_path) -> None:  # type: ignore[no-unt
     own = tmp_path / "own.jinja"
     own.write_text("{{ messages }}")
     assert templates.load(str(own)) == "{{ messages }}"
-    with pytest.raises(ValueError, match=r"template = 'plane': no such template; give one of plain or the path"):
+    with pytest.raises(
+        ValueError,
+        match=r"template = 'plane': no such template, did you mean 'plain'\? There are plain, or",
+    ):
         templates.load("plane")
