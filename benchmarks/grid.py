@@ -7,8 +7,10 @@ Twelve arms: six lessons (the teacher's own replies, and five strategies that re
 SFT + DPO. All three ways read the same base from a folder and use the same settings and all cores.
 
 - grid: one `empathy run` down to the report; teacher and judge are asked by the driver, as suits one small machine.
-- singles: each arm is an experiment of its own with a store of its own, one after another. Nothing is shared but the
-  base's folder and the page cache: a store that is shared would be the grid, made slowly.
+  Two groups of one training worker train arms side by side, on half of the cores each.
+- singles: each arm is an experiment of its own with a store of its own, one after another, its training worker on all
+  cores. Nothing is shared but the base's folder and the page cache: a store that is shared would be the grid, made
+  slowly.
 - scripts: each arm is a process of `benchmarks.grid_script`. It is given its training sets and asks no teacher and no
   judge, scores nothing held out and writes no report: what it leaves out is in its favour.
 
@@ -46,20 +48,22 @@ RANK, ALPHA, MAX_LENGTH, MAX_TOKENS = 8, 16, 384, 48
 SFT = {"learning_rate": 1e-3, "epochs": 3, "batch_examples": 16}
 DPO = {"learning_rate": 1e-4, "epochs": 3, "batch_examples": 16, "beta": 0.1}
 KV_GIB = 0.5
+GROUPS = 2
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
 """For all three alike: threads that spin while they wait make every timing on a shared machine a lottery."""
 SHAPE = RandomBase(vocab=1024, hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, positions=512)
-PROFILE = f"""
+PROFILE = """
 [ask]
 workers     = 0
 [train]
 workers     = 1
+groups      = {groups}
 micro_batch = 16
-{{gpu}}
+{gpu}
 [engine]
-kv_cache_gib  = {KV_GIB}
-max_model_len = {MAX_LENGTH}
-{{half}}
+kv_cache_gib  = {kv_gib}
+max_model_len = {max_length}
+{half}
 """
 
 
@@ -136,21 +140,27 @@ class Bench:
     def __init__(self, folder: Path):
         self.folder = folder
         self.base = make_base(folder / "base")
-        self.profile = folder / "profile.toml"
-        halves = {"gpu": "gpus_per_worker = 0.5", "half": "gpus = 0.5"} if on_gpu() else {"gpu": "", "half": ""}
-        folders = f'cache = "{folder / "cache"}"\nreports = "{folder / "reports"}"\n'
-        self.profile.write_text(folders + PROFILE.format(**halves))
 
     def file(self, name: str, strategies: Sequence[str], regimes: Sequence[str]) -> Path:
         file = self.folder / f"{name}.toml"
         file.write_text(toml(self.base, strategies, regimes))
         return file
 
-    def run(self, file: Path) -> float:
+    def run(self, file: Path, groups: int) -> float:
         """Seconds of one `empathy run` in a store of its own, with a cache of its own."""
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
-        words = ["-m", "jobs.cli", "run", str(file), "--on", str(self.profile), "--store", str(file.with_suffix(""))]
+        profile = self._profile(groups)
+        words = ["-m", "jobs.cli", "run", str(file), "--on", str(profile), "--store", str(file.with_suffix(""))]
         return self._seconds(words, file.with_suffix(".log"))
+
+    def _profile(self, groups: int) -> Path:
+        """So many groups of one worker; on a GPU they share one half of it, and the engine has the other."""
+        gpu, half = (f"gpus_per_worker = {0.5 / groups}", "gpus = 0.5") if on_gpu() else ("", "")
+        folders = f'cache = "{self.folder / "cache"}"\nreports = "{self.folder / "reports"}"\n'
+        profile = self.folder / f"profile-{groups}.toml"
+        values = {"groups": groups, "gpu": gpu, "half": half, "kv_gib": KV_GIB, "max_length": MAX_LENGTH}
+        profile.write_text(folders + PROFILE.format(**values))
+        return profile
 
     def script(self, arm: Arm, cell: Cell, store: Store) -> float:
         """Seconds of one script; its data is written before the clock starts."""
@@ -224,13 +234,13 @@ def measure(bench: Bench, arms: Sequence[Arm], alone: Sequence[Arm]) -> tuple[li
     """The grid, then single and script of each arm in `alone`, taking turns."""
     strategies = list(dict.fromkeys(arm.strategy for arm in arms))
     whole = bench.file("grid", strategies, REGIMES)
-    grid_s = bench.run(whole)
+    grid_s = bench.run(whole, GROUPS)
     store = Store.open(str(bench.folder / "grid"))
     cells = {Arm(c.lesson.strategy or "", c.regime): c for c in lower(experiment.load(whole)).cells}
     singles, scripts, apart, ratios = list[float](), list[float](), list[float](), list[float]()
     for arm in alone:
         file = bench.file(f"single-{arm.strategy}-{arm.regime}", [arm.strategy], [arm.regime])
-        singles.append(bench.run(file))
+        singles.append(bench.run(file, 1))
         ours = series(cells[arm], store)
         theirs = series(cells[arm], Store.open(str(file.with_suffix(""))))
         apart.append(max(abs(a - b) for a, b in zip(ours, theirs, strict=True)))

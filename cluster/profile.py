@@ -73,9 +73,11 @@ class Assembling(Section):
 
 
 class Training(Section):
-    """The group of training workers."""
+    """Groups of training workers. `workers` train one stage together; `groups` of them, each with the base resident,
+    train stages of a grid side by side, as many as there is room for."""
 
     workers: int = Field(2, ge=1, le=MOST_PROCESSES)
+    groups: int = Field(1, ge=1, le=MOST_PROCESSES)
     gpus_per_worker: float = Field(0, ge=0, le=1)
     """A worker computes on one GPU. A share of it (0.5) leaves room for an engine with the rest on the same GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -90,7 +92,8 @@ class Training(Section):
         if 0 < self.gpus_per_worker < 1 and self.workers > 1:
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: two workers cannot "
-                "compute on one GPU together (NCCL); set workers = 1, or gpus_per_worker = 1"
+                "train one student on one GPU (NCCL); set workers = 1 (with groups = 2, two students), or "
+                "gpus_per_worker = 1"
             )
         return self
 

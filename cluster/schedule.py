@@ -197,6 +197,15 @@ class Schedule:
             heads = [(self._order[key], place) for place in places if (key := self._first(place)) is not None]
             return min(heads, key=lambda head: head[0])[1] if heads else None
 
+    def frees(self, stage: Stage) -> int:
+        """How many stages of its place wait for `stage` alone."""
+        with self.changed:
+            place = self._places[stage.key]
+            return sum(
+                self._waits[user] == 1 and self._states[user] is State.WAITING and self._places[user] == place
+                for user in self._users[stage.key]
+            )
+
     def held(self) -> list[Stage]:
         with self.changed:
             if not any(n for (_, state), n in self._kinds.items() if state is State.HELD):

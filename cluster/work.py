@@ -60,7 +60,7 @@ class Work:
         """What ended a lane itself: the run raises it."""
         self.errors: dict[str, BaseException] = {}
         """What stages failed with, by key."""
-        self._total, self._up, self._knocking = total, dict[str, Needs](), 0
+        self._total, self._up, self._knocking = total, list[tuple[str, Needs]](), 0
         self._leases: dict[str, Lease] = {}
         self._cancels: dict[str, Callable[[], None]] = {}
         self._looked: dict[str, float] = {}
@@ -253,23 +253,23 @@ class Work:
                 self._knocking -= 1
             if not entered:
                 raise StoppedError
-            self._up[who] = needs
+            self._up.append((who, needs))
             self.schedule.changed.notify_all()  # one less waits: somebody else may come up beside it
         try:
             yield
         finally:
             with self.schedule.changed:
-                del self._up[who]
+                self._up.remove((who, needs))
                 self.schedule.changed.notify_all()
 
     def _fits(self, needs: Needs) -> bool:
-        taken = [n for n in self._up.values() if n != Needs()]
+        taken = [n for _, n in self._up if n != Needs()]
         return not taken or needs == Needs() or sum(taken, needs).fits(self._total())
 
     def has_room_beside(self, who: str, needs: Needs) -> bool:
-        """Whether `who` is up, and `needs` fit beside all that is up, and nobody waits for room."""
+        """Whether one of `who` is up, and `needs` fit beside all that is up, and nobody waits for room."""
         with self.schedule.changed:
-            return who in self._up and not self.crowded and self._fits(needs)
+            return any(name == who for name, _ in self._up) and not self.crowded and self._fits(needs)
 
     @property
     def crowded(self) -> bool:

@@ -1,9 +1,9 @@
-"""Checkpoints and log-probabilities on a group of Ray Train workers that stays up and is fed stage by stage.
+"""Checkpoints and log-probabilities on groups of Ray Train workers that stay up and are fed stage by stage.
 
-The workers read from the store and write to it. The driver puts orders on a board (an actor) as stages become ready;
-every worker takes order 0, 1, 2, ... from it and waits there, in no collective, while the next one has not come. A
-group that is started again after a loss begins at the first order that has not ended. What resumes within a stage is
-what the store holds (`empathy.train.progress`), not what Ray Train keeps.
+The workers of a group read from the store and write to it. The driver puts orders on its board (an actor) as stages
+become ready; every worker takes order 0, 1, 2, ... from it and waits there, in no collective, while the next one has
+not come. A group that is started again after a loss begins at the first order that has not ended. What resumes within a
+stage is what the store holds (`empathy.train.progress`), not what Ray Train keeps.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.profile import Profile
 from cluster.progress import Progress, named
 from cluster.schedule import Place, Schedule
 from cluster.steps.board import BoardActor
+from cluster.steps.feeding import FIRST, LANE, Feed, Pool
 from cluster.steps.training_group import TrainingGroup, lost
 from cluster.work import Needs, Work
 from empathy.stages import Stage, to_json
@@ -49,6 +51,7 @@ def placement_of(profile: Profile) -> Placement:
     place = profile.train
     return Placement(
         workers=place.workers,
+        groups=place.groups,
         micro_batch=place.micro_batch,
         zero_stage=place.zero_stage,
         device="cuda" if place.gpus_per_worker else "cpu",
@@ -73,7 +76,7 @@ def train(
     max_failures: int = 3,
 ) -> None:
     """Make `stages`, and nothing they stand on, with Ray Train; Ray is up. Raises ValueError with what failed."""
-    store, place = Store.open(store_url, **store_options), Place("training")
+    store, place = Store.open(store_url, **store_options), Place(LANE)
     check.stages(stages, store, placement)
     schedule = Schedule([s for s in stages if not store.done(s)], lambda stage: place)
     work = Work(schedule, store, Progress(out=lambda line: None, on_units=progress), lambda: Needs(math.inf, math.inf))
@@ -86,119 +89,110 @@ def train(
 
 
 def train_on(places: Sequence[Place], work: Work, placement: Placement, max_failures: int) -> None:
-    """Feed one group, and another one after it when it had to go, as long as stages of `places` may come.
+    """Feed groups, and others after them when they had to go, as long as stages of `places` may come.
 
-    The group stays up while more may become ready, and goes when another lane waits for its room and nothing is ready.
+    A group stays up while more may become ready, and goes when another lane waits for its room and nothing is ready.
     Raises StoppedError when the run stops.
     """
     for name, value in RAY_TRAIN.items():
         os.environ.setdefault(name, value)
-    gpus = placement.workers * placement.gpu_share if placement.device == "cuda" else 0
-    feed = _Feed(places, work, placement)
-    while feed.wait():
-        with work.room("training", Needs(placement.workers, gpus)):
-            if first := feed.next():
-                _serve(feed, first, work, placement, max_failures)
+    pool = Pool(places, work, placement)
+    beside = [
+        work.thread(f"{LANE} {group}", partial(_keep_up, pool, group, max_failures))
+        for group in range(FIRST + 1, placement.groups)
+    ]
+    for thread in beside:
+        thread.start()
+    try:
+        _keep_up(pool, FIRST, max_failures)
+    finally:
+        for thread in beside:
+            thread.join()
 
 
-class _Feed:
-    """Ready stages, those of the resident base first."""
-
-    def __init__(self, places: Sequence[Place], work: Work, placement: Placement):
-        self._places, self._work, self._placement = places, work, placement
-        self._base: Place | None = None
-
-    def wait(self) -> bool:
-        """Until something is ready; False when nothing will be."""
-        work = self._work
-        work.wait(lambda: work.schedule.best(self._places) is not None or not work.may_come(self._places))
-        return not work.stopping and work.may_come(self._places)
-
-    def next(self) -> Stage | None:
-        """A stage that is ready now, leased."""
-        while not self._work.stopping:
-            same = [self._base] if self._base else []
-            place = self._work.schedule.best(same) or self._work.schedule.best(self._places)
-            if place is None:
-                return None
-            for stage in self._work.take(place, 1):
-                if self._is_sound(stage):
-                    self._base = place
-                    return stage
-        return None
-
-    def _is_sound(self, stage: Stage) -> bool:
-        """Whether it can be trained at all: what cannot is told here, and no group is started for it."""
+def _keep_up(pool: Pool, group: int, max_failures: int) -> None:
+    """Have this group up whenever the pool calls for it. One beside the first that could not be kept up is not tried
+    again: the first one will tell what is wrong."""
+    sound = True
+    while sound and pool.join(group):
         try:
-            check.stages([stage], self._work.store, self._placement)
-        except ValueError as error:
-            self._work.failed(stage, error)
-            return False
-        return True
-
-    def is_over(self) -> bool:
-        """Whether a group that has nothing to do should go."""
-        return self._work.stopping or self._work.crowded or not self._work.may_come(self._places)
-
-    def refuse(self, why: str) -> None:
-        """No group can be had: all that is ready, or will be, fails."""
-        self._work.refuse(self._places, why)
+            with pool.work.room(LANE, pool.needs):
+                feed = Feed(pool, group)
+                if (first := feed.next()) or group != FIRST:
+                    sound = _serve(feed, first, max_failures) or group == FIRST
+        finally:
+            pool.leave(group)
 
 
 # ---------------------------------------------------------------- one group
 
 
-def _serve(feed: _Feed, first: Stage, work: Work, placement: Placement, max_failures: int) -> None:
-    """Start a group and feed it, beginning with `first`, until it is over or ends for good.
+def _serve(feed: Feed, first: Stage | None, max_failures: int) -> bool:
+    """Start a group and feed it, beginning with `first`, until it is over or ends for good. Whether it was of use.
 
-    A group that Ray could not keep alive fails the stage it had in hand, unless it finished others before: then a new
-    group goes on.
+    A group that Ray could not keep alive fails the stage it had in hand, unless it finished others before, or others
+    are up: then they, or a new group, go on.
     """
-    work.progress.say(
-        f"training: {counted(placement.workers, 'worker')} coming up (up to a minute); first is {named(first)}"
-    )
+    work, placement, alone = feed.pool.work, feed.pool.placement, feed.group == FIRST
+    begins = f"first is {named(first)}" if first else "for what is ready next"
+    coming = f"{counted(placement.workers, 'worker')}{'' if alone else ' beside it'} coming up (up to a minute)"
+    work.progress.say(f"{_name(feed)}: {coming}; {begins}")
     with BoardActor() as board:
-        orders = [first]
-        board.call("put", _order(first, work))
+        orders = [first] if first else []
+        for stage in orders:
+            board.call("put", _order(stage, work))
         group = TrainingGroup(board, work.store, placement, max_failures)
-        ended, refused = _feed(feed, orders, work, board, group, _Losses(work.progress, placement, max_failures))
+        ended, refused = _feed(feed, orders, board, group, _Losses(feed, max_failures))
         group.join(STOPPING_S if work.stopping else None)
-    left = orders[ended:]
-    if left and not ended and refused is None and group.error is not None and not work.stopping:
+    left, of_use = orders[ended:], bool(ended) or (group.error is None and refused is None)
+    if left and group.error is not None and alone and not of_use and refused is None and not work.stopping:
         work.failed(left.pop(0), _reason(group.error))
+    if left and refused is None and not work.stopping:
+        work.progress.lost(LANE, f"the workers{_of(feed)} have ended; others go on with {named(left[0])}")
     for stage in left:
         work.back(stage)
-    if left and not work.stopping and refused is None:
-        work.progress.lost("training", f"the workers have ended; new ones go on with {named(left[0])}")
-    if refused is not None:
+    if refused is not None and alone:
         feed.refuse(refused)
+    elif not of_use and not alone and not work.stopping:
+        why = refused or (_reason(group.error) if group.error is not None else "")
+        work.progress.say(f"{_name(feed)}: cannot be kept up, and is not tried again: {why}")
+    return of_use
+
+
+def _name(feed: Feed) -> str:
+    return LANE if feed.group == FIRST else f"{LANE}, group {feed.group + 1}"
+
+
+def _of(feed: Feed) -> str:
+    """ " of group 2", where there is more than one."""
+    return f" of group {feed.group + 1}" if feed.pool.placement.groups > 1 else ""
 
 
 class _Losses:
     """Says what becomes of a group that lost a worker."""
 
-    def __init__(self, progress: Progress, placement: Placement, max_failures: int):
-        self._progress, self._placement, self._at_most, self._number = progress, placement, max_failures, 0
+    def __init__(self, feed: Feed, max_failures: int):
+        self._feed, self._at_most, self._number = feed, max_failures, 0
 
     def tell(self, reasons: Mapping[int, str], stage: Stage | None) -> None:
         self._number += 1
-        what = lost(reasons, self._placement.workers)
+        what = lost(reasons, self._feed.pool.placement.workers) + _of(self._feed)
         again = f"all start again (restart {self._number} of at most {self._at_most})"
         if self._number > self._at_most:
             again = f"after {counted(self._at_most, 'restart')} they are given up"
         elif stage is not None:
             again += f"; {named(stage)} goes on from what was saved last, or from its beginning where nothing was"
-        self._progress.lost("training", f"{what}; {again}")
+        self._feed.pool.work.progress.lost(LANE, f"{what}; {again}")
 
 
 def _feed(
-    feed: _Feed, orders: list[Stage], work: Work, board: BoardActor, group: TrainingGroup, losses: _Losses
+    feed: Feed, orders: list[Stage], board: BoardActor, group: TrainingGroup, losses: _Losses
 ) -> tuple[int, str | None]:
     """Put orders on the board and tell what became of them, until the group ends. How many have ended, and why the
     group gave up, if it did."""
     from ray.exceptions import RayActorError
 
-    ended, closed, by_key = 0, False, {stage.key: stage for stage in orders}
+    work, ended, closed, by_key = feed.pool.work, 0, False, {stage.key: stage for stage in orders}
     while not work.stopping:
         up = group.is_alive()  # asked before the news: what comes after the end is read
         try:
@@ -215,7 +209,7 @@ def _feed(
             losses.tell(reasons, orders[ended] if ended < len(orders) else None)
         if not up:
             return ended, news.refused
-        while not closed and len(orders) - ended < AHEAD and (stage := feed.next()):
+        while not closed and len(orders) - ended < _at_once(feed, ended == len(orders)) and (stage := feed.next()):
             by_key[stage.key] = stage
             orders.append(stage)
             board.call("put", _order(stage, work))
@@ -223,6 +217,11 @@ def _feed(
             closed = True
             board.call("close")
     return ended, None
+
+
+def _at_once(feed: Feed, is_idle: bool) -> int:
+    """Orders that a group may have: one ahead of what it does, unless that is for others who do nothing."""
+    return 1 if is_idle or not feed.pool.is_more_than_idle_ones_take() else AHEAD
 
 
 def _order(stage: Stage, work: Work) -> dict[str, Any]:

@@ -174,7 +174,8 @@ def join(placement: Placement) -> Group:
         _initialise("nccl" if cuda else "gloo", placement.timeout_s)
     local_rank = int(os.environ["LOCAL_RANK"])
     if not cuda:
-        torch.set_num_threads(placement.threads or max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        beside = placement.groups * int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(placement.threads or max(1, cores() // beside))
     _deepspeed()
     return Group(dist.get_rank(), dist.get_world_size(), local_rank, f"cuda:{local_rank}" if cuda else "cpu")
 

@@ -13,6 +13,7 @@ class Placement:
     """workers: processes, one a GPU. micro_batch: how many examples (a DPO pair is one) a worker holds at once at
     most, None = its share. zero_stage: DeepSpeed ZeRO. save_every_steps, save_every_s: how often a resumable checkpoint
     goes to the store, None = not by that measure. threads: CPU threads a worker, None = its share of the machine.
+    groups: how many groups of `workers` compute side by side; each takes its share of a machine's CPU threads.
     share_prefixes: what rows of a micro-batch have in common is read once, and padding never
     (`empathy.train.sharing`; not under ZeRO-3).
     gpu_share: how much of its GPU is a worker's; what else computes there has the rest.
@@ -21,6 +22,7 @@ class Placement:
     """
 
     workers: int = 1
+    groups: int = 1
     micro_batch: int | None = None
     zero_stage: Literal[0, 1, 2, 3] = 2
     device: Device = "auto"
@@ -35,7 +37,7 @@ class Placement:
     timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        least = {"workers": 1, "micro_batch": 1, "save_every_steps": 1, "threads": 1, "score_tokens": 1}
+        least = {"workers": 1, "groups": 1, "micro_batch": 1, "save_every_steps": 1, "threads": 1, "score_tokens": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cluster.profile import Asking, Profile, ProviderPlace, Training
 from cluster.progress import Progress
 from cluster.schedule import Place, Schedule
 from cluster.steps import asking_lane, generating, training
+from cluster.steps.feeding import FIRST, LANE, Feed, Pool
 from cluster.weights import Weights
 from cluster.work import Needs, Work
 from empathy.specs import (
@@ -158,7 +160,7 @@ class Run:
     def __init__(self, stages: Sequence[Stage], store: Store, r: random.Random):
         self.total, self.lines = Needs(r.choice([1, 2, 3, 4, 8])), list[str]()
         judge = ProviderPlace(engine="m") if r.random() < 0.5 else ProviderPlace(base_url="http://127.0.0.1:9")
-        workers = r.choice([1, 2])
+        workers, self.groups = r.choice([1, 2]), r.choice([1, 1, 2, 3])
         profile = Profile(
             ask=Asking(workers=r.choice([0, 1])), train=Training(workers=workers), providers={"own": judge}
         )
@@ -183,15 +185,25 @@ class Run:
             commit(self.work, stages)
 
     def _train(self, places: Sequence[Place]) -> None:
-        """As `training.train_on` feeds a group."""
-        feed = training._Feed(places, self.work, training.placement_of(self.context.profile))
-        while feed.wait():
-            with self.work.room("training", Needs(self.context.profile.train.workers)):
+        """As `training.train_on` feeds groups."""
+        pool = Pool(places, self.work, training.placement_of(self.context.profile))
+        beside = [self.work.thread(f"group {k}", partial(self._group, pool, k)) for k in range(1, self.groups)]
+        for thread in beside:
+            thread.start()
+        self._group(pool, FIRST)
+        for thread in beside:
+            thread.join()
+
+    def _group(self, pool: Pool, group: int) -> None:
+        while pool.join(group):
+            with self.work.room(LANE, pool.needs):
+                feed = Feed(pool, group)
                 while not feed.is_over():
                     while stage := feed.next():
                         time.sleep(0.004)
                         commit(self.work, [stage])
                     time.sleep(0.001)
+            pool.leave(group)
 
     def start(self) -> None:
         for thread in self.threads:

@@ -1,0 +1,116 @@
+"""Which stage a group of training workers makes next, and when another group is worth its start.
+
+Groups train side by side, each with one base resident. The first one comes up for the first stage that is ready. Others
+come where there is room that nobody waits for, when more is ready than the groups that are up can take, or when more
+will be as soon as what they have in hand is made: then they come up meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.schedule import Place, State
+from cluster.work import Needs, Work
+from empathy.stages import Stage
+from empathy.train import check
+from empathy.train.placement import Placement
+
+FIRST = 0
+"""The number of the group that comes up for whatever is ready; the others are 1, 2, ..."""
+LANE = "training"
+
+
+class Pool:
+    """The stages of `places`, and the groups that are up for them."""
+
+    def __init__(self, places: Sequence[Place], work: Work, placement: Placement):
+        self.places, self.work, self.placement = places, work, placement
+        self._hands: dict[int, list[Stage]] = {}
+        """What each group that is up, or comes up, was given."""
+
+    @property
+    def needs(self) -> Needs:
+        """What one group takes."""
+        place = self.placement
+        return Needs(place.workers, place.workers * place.gpu_share if place.device == "cuda" else 0)
+
+    def join(self, group: int) -> bool:
+        """Wait until `group` is to come up; False when no stage will be left for it. It belongs to the pool until it
+        `leave`s."""
+        work = self.work
+        with work.schedule.changed:
+            work.wait(lambda: self._calls_for(group) or not work.may_come(self.places))
+            if work.stopping or not work.may_come(self.places):
+                return False
+            self._hands[group] = []
+            return True
+
+    def leave(self, group: int) -> None:
+        with self.work.schedule.changed:
+            del self._hands[group]
+            self.work.schedule.changed.notify_all()
+
+    def _calls_for(self, group: int) -> bool:
+        schedule = self.work.schedule
+        if group == FIRST:
+            return schedule.best(self.places) is not None
+        coming = sum(schedule.frees(stage) for stages in self._hands.values() for stage in self._running(stages))
+        is_work = self.is_more_than_idle_ones_take() or coming > len(self._hands)
+        return is_work and self.work.has_room_beside(LANE, self.needs)
+
+    def _running(self, stages: list[Stage]) -> list[Stage]:
+        stages[:] = [stage for stage in stages if self.work.schedule.state(stage) is State.RUNNING]
+        return stages
+
+    def is_more_than_idle_ones_take(self) -> bool:
+        """Whether more stages are ready than groups of the pool have nothing in hand."""
+        schedule = self.work.schedule
+        with schedule.changed:
+            idle = sum(not self._running(stages) for stages in self._hands.values())
+            return sum(schedule.count([State.READY], place) for place in self.places) > idle
+
+    def give(self, group: int, stage: Stage) -> None:
+        with self.work.schedule.changed:
+            self._hands[group].append(stage)
+            self.work.schedule.changed.notify_all()  # what it will free may call for another group
+
+
+class Feed:
+    """Ready stages for one group, those of its resident base first."""
+
+    def __init__(self, pool: Pool, group: int):
+        self.pool, self.group = pool, group
+        self._base: Place | None = None
+
+    def next(self) -> Stage | None:
+        """A stage that is ready now, leased."""
+        work = self.pool.work
+        while not work.stopping:
+            same = [self._base] if self._base else []
+            place = work.schedule.best(same) or work.schedule.best(self.pool.places)
+            if place is None:
+                return None
+            for stage in work.take(place, 1):
+                if self._is_sound(stage):
+                    self._base = place
+                    self.pool.give(self.group, stage)
+                    return stage
+        return None
+
+    def _is_sound(self, stage: Stage) -> bool:
+        """Whether it can be trained at all: what cannot is told here, and no group is started for it."""
+        try:
+            check.stages([stage], self.pool.work.store, self.pool.placement)
+        except ValueError as error:
+            self.pool.work.failed(stage, error)
+            return False
+        return True
+
+    def is_over(self) -> bool:
+        """Whether a group that has nothing to do should go."""
+        work = self.pool.work
+        return work.stopping or work.crowded or not work.may_come(self.pool.places)
+
+    def refuse(self, why: str) -> None:
+        """No group can be had: all that is ready, or will be, fails."""
+        self.pool.work.refuse(self.pool.places, why)
