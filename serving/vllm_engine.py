@@ -60,6 +60,9 @@ def set_environment(cpu_threads: int) -> None:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
         "VLLM_SERVER_DEV_MODE": "0",
     }
+    # The engine's process keeps what it frees, where glibc would give it back to the kernel at each step.
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
 
 
 def start(students: StudentSet, adapters: list[Adapter], max_new_tokens: int | None = None) -> Any:
@@ -82,7 +85,8 @@ def start(students: StudentSet, adapters: list[Adapter], max_new_tokens: int | N
 def device_options(device: str, students: StudentSet, with_adapters: bool) -> dict[str, Any]:
     """What of EngineArgs depends on the device."""
     if device == "cpu":
-        return {"enforce_eager": True}
+        grouped = {"worker_extension_cls": "serving.cpu_lora.CpuLora"} if with_adapters else {}
+        return {"enforce_eager": True} | grouped
     options: dict[str, Any] = {}
     if students.kv_cache_gib is not None:
         options["gpu_memory_utilization"] = FREE_AT_START

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import warnings
@@ -24,6 +25,11 @@ DISAGREED_S = 60.0
 """How long a rank that failed waits for the others to say what became of the same work."""
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MOST_KEPT = 32 * 2**20
+"""Bytes; the most that glibc takes for a threshold."""
+
+
 class GroupBroken(RuntimeError):
     """The ranks of a group no longer do the same: it must be started anew."""
 
@@ -39,10 +45,24 @@ def prepare(device: Device) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # a decorator in DeepSpeed imports torch's compiler: 2 s
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        keep_freed_memory()
     if device == "cpu" or not _has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def keep_freed_memory() -> None:
+    """From now on glibc keeps what this process frees, up to blocks of MOST_KEPT, for what it takes next.
+
+    Else it gives the memory of a training step back and takes it again for the next one, page by page: a quarter of
+    the time of DPO of a small student. Does nothing where the C library is another one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, MOST_KEPT)
 
 
 @contextmanager
