@@ -150,6 +150,14 @@ def chain(store: Store, tuning: Lora | Full | None = None, number: int = 24, **g
     return [base, sft, reference, dpo]
 
 
+def side_by_side(store: Store) -> list[Stage]:
+    """A base, and six students of it who learn from different sentences."""
+    base = raised(store)
+    sets = [examples(store, "sft", demonstrations(24, seed)) for seed in range(2, 8)]
+    objective = Sft(optimiser=optimiser(epochs=30), tuning=Lora())
+    return [base, *(tuned(objective, {"base": base, "examples": shown}) for shown in sets)]
+
+
 def failing(store: Store) -> list[Stage]:
     """A base, a training whose loss is no number, one without an example that is short enough, and a sound one."""
     base, shown = raised(store), examples(store, "sft", demonstrations(24, 2))

@@ -281,7 +281,7 @@ def test_an_engine_that_starts_only_where_nothing_else_is_up_answers_for_all(
     run = Run(grid(r), store, r)
 
     def start_alone(students: StudentSet, resources: object, begun: Callable[..., None]) -> object:
-        up = [who for who, needs in run.work._up.items() if needs != Needs()]
+        up = [who for who, needs in run.work._up if needs != Needs()]
         if up != ["generating"]:
             starts[str(students.base_name)] += 1
             raise EngineFailed("too little memory is free")

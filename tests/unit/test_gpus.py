@@ -10,6 +10,7 @@ import pytest
 from cluster import gpus
 from cluster.profile import Profile
 from cluster.steps.training import placement_of
+from jobs.estimate.memory import held_gib
 
 ONE = "echo 'NVIDIA H100 80GB HBM3, 81559 MiB, 580.159.04'"
 PROFILE = Profile.model_validate({"train": {"workers": 2, "gpus_per_worker": 1}, "engine": {"gpus": 1}})
@@ -76,3 +77,13 @@ def test_a_training_worker_takes_a_gpu_or_a_share_of_one_of_its_own() -> None:
         Profile.model_validate({"train": {"workers": 2, "gpus_per_worker": 0.5}})
     with pytest.raises(ValueError, match=r"less than or equal to 1"):
         Profile.model_validate({"train": {"gpus_per_worker": 2}})
+
+
+@pytest.mark.parametrize(
+    ("groups", "of_the_engine", "gib"), [(1, 0.5, 5), (2, 0.5, 7), (8, 0.5, 7), (2, 1, 4), (8, 1, 8)]
+)
+def test_groups_that_share_a_gpu_hold_a_copy_of_the_base_each(groups: int, of_the_engine: float, gib: float) -> None:
+    """2 GiB of weights and 1 of KV cache; an engine that has the GPU for itself does not stand beside a training."""
+    train = {"workers": 1, "groups": groups, "gpus_per_worker": 0.25}
+    profile = Profile.model_validate({"train": train, "engine": {"gpus": of_the_engine, "kv_cache_gib": 1}})
+    assert held_gib(2.0, profile, gpus=1) == gib

@@ -15,7 +15,8 @@ SET = StudentSet("base", "{{ messages }}", dtype="bfloat16", kv_cache_gib=2)
 
 
 def test_on_a_cpu_nothing_is_compiled() -> None:
-    assert vllm_engine.device_options("cpu", SET, with_adapters=True) == {"enforce_eager": True}
+    assert vllm_engine.device_options("cpu", SET, with_adapters=False) == {"enforce_eager": True}
+    assert vllm_engine.device_options("cpu", SET, with_adapters=True)["enforce_eager"] is True
 
 
 def test_on_a_gpu_the_kv_cache_says_what_is_taken_so_that_engines_can_share_it() -> None:
@@ -47,6 +48,50 @@ def test_the_plain_kernels_are_what_its_worker_takes_and_leave_rows_alone_that_a
         "assert issubclass(kernels, PunicaWrapperBase)\n"
     )
     in_a_process(script + MORE_LOGITS_THAN_SAMPLED_TOKENS)
+
+
+def test_on_a_cpu_adapters_change_rows_as_vllms_own_kernels_do_and_leave_those_of_nobody_alone() -> None:
+    script = (
+        "from vllm.utils.import_utils import resolve_obj_by_qualname as resolve\n"
+        "from vllm.platforms import current_platform\n"
+        "from serving.students import StudentSet\n"
+        "from serving.vllm_engine import device_options\n"
+        "resolve(device_options('cpu', StudentSet('b', 't', dtype='float32'), True)['worker_extension_cls'])\n"
+        "kernels = resolve(current_platform.get_punica_wrapper())\n"
+        "assert kernels.__module__ == 'serving.cpu_lora'\n"
+    )
+    in_a_process(script + FUSED_LAYER_OF_THREE_ADAPTERS)
+
+
+FUSED_LAYER_OF_THREE_ADAPTERS = """
+import torch
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+torch.manual_seed(0)
+slices, rank, hidden = (6, 4, 4), 3, 5
+a = tuple(torch.randn(3, 1, rank, hidden) for _ in slices)
+b = tuple(torch.randn(3, 1, size, rank) for size in slices)
+for prefill in (True, False):
+    for rows in ((1, 1, 2, 2, 2, 3), (3, 1, 3, 2, 1, 1), (2,), (1, 1, 1)):
+        for scale in (1.0, 0.5):
+            mapping = LoRAMapping(rows, rows, is_prefill=prefill)
+            x, before = torch.randn(len(rows), hidden), torch.randn(len(rows), sum(slices))
+            found = []
+            for made in (kernels, PunicaWrapperCPU):
+                wrapper = made(max_num_batched_tokens=16, max_batches=8, device="cpu")
+                wrapper.update_metadata(mapping, [1, 2, 3], 3, 5)
+                found.append(before.clone())
+                wrapper.add_lora_linear(found[-1], x, a, b, scale, slices)
+            torch.testing.assert_close(found[0], found[1])
+            assert not torch.allclose(found[0], before)
+wrapper = kernels(max_num_batched_tokens=16, max_batches=8, device="cpu")
+wrapper.update_metadata(LoRAMapping((0, 2, 0), (0, 2, 0), is_prefill=True), [1, 2, 3], 3, 5)
+x, y = torch.randn(3, hidden), torch.zeros(3, sum(slices))
+wrapper.add_lora_linear(y, x, a, b, 1.0, slices)
+assert torch.equal(y[[0, 2]], torch.zeros(2, sum(slices)))
+torch.testing.assert_close(y[1, 6:10], b[1][1, 0] @ a[1][1, 0] @ x[1])
+"""
 
 
 MORE_LOGITS_THAN_SAMPLED_TOKENS = """

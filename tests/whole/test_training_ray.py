@@ -17,7 +17,7 @@ from empathy.stages import Stage
 from empathy.store import Store
 from empathy.train import launch, session
 from empathy.train.placement import Placement
-from tests.lessons import chain, losses, weights
+from tests.lessons import chain, losses, side_by_side, weights
 from tests.training_job import PLACEMENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -120,6 +120,22 @@ def test_killed_worker_and_killed_driver_change_nothing(plain: tuple[Store, list
         assert losses(store, stage) == losses(undisturbed, stage), stage
         assert weights(store, stage) == weights(undisturbed, stage), stage
     assert not saved(store, dpo)
+
+
+def test_two_groups_train_side_by_side_and_a_killed_worker_takes_only_its_own_along(tmp_path: Path) -> None:
+    undisturbed, store = (Store.open(str(tmp_path / name)) for name in ("undisturbed", "store"))
+    session.run(side_by_side(undisturbed), undisturbed, Placement(device="cpu", threads=1))
+    _, *students = side_by_side(store)
+    with job(["tests.training_job", store.url, "groups"]) as running:
+        wait_for(lambda: sum(saved(store, s) and not store.done(s) for s in students) == 2, running)
+        victim, other = ray_workers(running)
+        victim.kill()
+        wait_for(lambda: sum(store.done(s) for s in students) > 3, running)
+        assert other.is_running()
+        assert running.wait(PATIENCE_S) == 0
+    for student in students:
+        assert losses(store, student) == losses(undisturbed, student), student
+        assert weights(store, student) == weights(undisturbed, student), student
 
 
 def test_a_killed_plain_process_ends_the_others_and_the_next_start_goes_on(
