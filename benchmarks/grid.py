@@ -12,7 +12,9 @@ SFT + DPO. All three ways read the same base from a folder and use the same sett
   cores. Nothing is shared but the base's folder and the page cache: a store that is shared would be the grid, made
   slowly.
 - scripts: each arm is a process of `benchmarks.grid_script`. It is given its training sets and asks no teacher and no
-  judge, scores nothing held out and writes no report: what it leaves out is in its favour.
+  judge, scores nothing held out and writes no report: what it leaves out is in its favour. Its threads spin while they
+  wait, as libgomp's do by default, which is fast where nothing else runs, and slow elsewhere: measure on a quiet
+  machine. (Those of `empathy run` sleep.)
 
 --alone N measures N arms of the singles and of the scripts (as many SFT as SFT + DPO) and scales them to all: the table
 says so. --quick: four arms, of which two are measured.
@@ -49,8 +51,6 @@ SFT = {"learning_rate": 1e-3, "epochs": 3, "batch_examples": 16}
 DPO = {"learning_rate": 1e-4, "epochs": 3, "batch_examples": 16, "beta": 0.1}
 KV_GIB = 0.5
 GROUPS = 2
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
-"""For all three alike: threads that spin while they wait make every timing on a shared machine a lottery."""
 SHAPE = RandomBase(vocab=1024, hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, positions=512)
 PROFILE = """
 [ask]
@@ -63,6 +63,7 @@ micro_batch = 16
 [engine]
 kv_cache_gib  = {kv_gib}
 max_model_len = {max_length}
+max_num_seqs  = 256
 {half}
 """
 
@@ -182,10 +183,11 @@ class Bench:
         return self._seconds([*words, "--settings", json.dumps(settings)], out / "log")
 
     def _seconds(self, words: list[str], log: Path) -> float:
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "true"}
         began = time.perf_counter()
         with log.open("wb") as out:
             code = subprocess.run(
-                [sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, env=os.environ | QUIET, check=False
+                [sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
             ).returncode
         if code:
             raise RuntimeError(f"exit {code}: {' '.join(words[:6])}\n{log.read_text()[-3000:]}")

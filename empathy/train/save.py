@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from empathy.train.tokens import Renderer
 PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "tokenizers")
 
 
+@cache
 def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
