@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
 from empathy.stages import Stage
 
@@ -197,14 +198,16 @@ class Schedule:
             heads = [(self._order[key], place) for place in places if (key := self._first(place)) is not None]
             return min(heads, key=lambda head: head[0])[1] if heads else None
 
-    def frees(self, stage: Stage) -> int:
-        """How many stages of its place wait for `stage` alone."""
+    def frees(self, stage: Stage, at_most: int) -> int:
+        """How many stages of its place wait for `stage` alone; no more than `at_most` are counted."""
         with self.changed:
             place = self._places[stage.key]
-            return sum(
-                self._waits[user] == 1 and self._states[user] is State.WAITING and self._places[user] == place
+            waiting = (
+                user
                 for user in self._users[stage.key]
+                if self._waits[user] == 1 and self._states[user] is State.WAITING and self._places[user] == place
             )
+            return sum(1 for _ in islice(waiting, at_most))
 
     def held(self) -> list[Stage]:
         with self.changed:

@@ -239,27 +239,29 @@ class Work:
     # ---- room
 
     @contextmanager
-    def room(self, who: str, needs: Needs) -> Iterator[None]:
+    def room(self, who: str, needs: Needs, wanted: Callable[[], bool] = lambda: True) -> Iterator[bool]:
         """Inside, `needs` are set aside for `who`. Waits until they are free; whoever is alone is let in.
 
-        Raises StoppedError when the run stops meanwhile.
+        False, and nothing is set aside, when they are not free and no longer `wanted`. Raises StoppedError when the run
+        stops meanwhile.
         """
         with self.schedule.changed:
             self._knocking += 1
             self.schedule.changed.notify_all()
             try:
-                entered = self.wait(lambda: self._fits(needs))
+                if not self.wait(lambda: self._fits(needs) or not wanted()):
+                    raise StoppedError
             finally:
                 self._knocking -= 1
-            if not entered:
-                raise StoppedError
-            self._up.append((who, needs))
+            if entered := self._fits(needs):
+                self._up.append((who, needs))
             self.schedule.changed.notify_all()  # one less waits: somebody else may come up beside it
         try:
-            yield
+            yield entered
         finally:
             with self.schedule.changed:
-                self._up.remove((who, needs))
+                if entered:
+                    self._up.remove((who, needs))
                 self.schedule.changed.notify_all()
 
     def _fits(self, needs: Needs) -> bool:

@@ -99,7 +99,7 @@ def _make(
             outcome = runner.run(targets, context, whole=[whole])
     except KeyboardInterrupt as told:
         command = go_on(max_usd)
-        print(f"ended ({told or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
+        print(f"ended ({str(told) or 'interrupted'}): what was made stays; go on with\n    {command}", file=sys.stderr)
         return INTERRUPTED, ()
     print(f"made {counted(outcome.made, 'stage')} in {store.url}; spent in this run: {quota.spending}", file=sys.stderr)
     if outcome.failures:

@@ -39,7 +39,8 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]  # vllm has no types 
         y: (rows, sum of output_slices), changed in place; x: (rows, in); of each slice A: (slots, 1, rank, in) and
         B: (slots, 1, out, rank).
         """
-        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        x, y = x.view(-1, x.shape[-1]).to(lora_a_stacked[0].dtype), y.view(-1, y.shape[-1])
+        assert len(x) == len(self.token_lora_indices), "a layer that sees other rows than the batch's"
         for slot, rows in self._groups:
             given, begin = x[rows], 0
             for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):

@@ -12,13 +12,15 @@ from typing import Any
 @dataclass
 class News:
     """`told`: (done, of) of each stage by key since the last news: the first word, the last, and each that another one
-    falls behind. `ends`: what became of the orders that ended: None, or the error's
-    type and text. `losses`: since the last news, why a group was broken up, by rank. `refused`: why workers gave up."""
+    falls behind. `ends`: what became of the orders that ended: None, or the error's type and text. `losses`: since the
+    last news, why a group was broken up, by rank. `refused`: why workers gave up. `is_up`: whether workers have asked
+    for orders."""
 
     told: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     ends: list[tuple[str, str] | None] = field(default_factory=list)
     losses: list[dict[int, str]] = field(default_factory=list)
     refused: str | None = None
+    is_up: bool = False
 
 
 class Board:
@@ -45,6 +47,8 @@ class Board:
 
     async def first_open(self) -> int:
         """The first order that has not ended: where a group begins."""
+        self._news.is_up = True
+        await self._wake()
         return len(self._news.ends)
 
     async def tell(self, key: str, done: int, total: int) -> None:
@@ -72,13 +76,16 @@ class Board:
     async def news(self, known: int, patience_s: float) -> News:
         """What there is once more than `known` orders have ended, or after `patience_s`; ends from `known` on."""
 
+        was_up = self._news.is_up
+
         def is_there() -> bool:
-            return len(self._news.ends) > known or bool(self._news.losses) or self._news.refused is not None
+            came_up = self._news.is_up and not was_up
+            return came_up or len(self._news.ends) > known or bool(self._news.losses) or self._news.refused is not None
 
         await self._wait(is_there, patience_s)
         told, self._news.told = self._news.told, {}
         losses, self._news.losses = self._news.losses, []
-        return News(told, self._news.ends[known:], losses, self._news.refused)
+        return News(told, self._news.ends[known:], losses, self._news.refused, self._news.is_up)
 
     async def _wake(self) -> None:
         async with self._changed:

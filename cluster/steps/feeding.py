@@ -2,12 +2,16 @@
 
 Groups train side by side, each with one base resident. The first one comes up for the first stage that is ready. Others
 come where there is room that nobody waits for, when more is ready than the groups that are up can take, or when more
-will be as soon as what they have in hand is made: then they come up meanwhile.
+will be as soon as what they have in hand is made: then they come up meanwhile. They get no stage before their workers
+are there: what Ray gives them may be what others on the cluster, or the first group, wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from cluster.schedule import Place, State
 from cluster.work import Needs, Work
@@ -18,6 +22,8 @@ from empathy.train.placement import Placement
 FIRST = 0
 """The number of the group that comes up for whatever is ready; the others are 1, 2, ..."""
 LANE = "training"
+PENDING_S = 90.0
+"""So long the first group may wait for its workers before an idle one beside it gives way."""
 
 
 class Pool:
@@ -27,6 +33,8 @@ class Pool:
         self.places, self.work, self.placement = places, work, placement
         self._hands: dict[int, list[Stage]] = {}
         """What each group that is up, or comes up, was given."""
+        self._since: dict[int, float] = {}
+        """When each group whose workers are not yet there was called for."""
 
     @property
     def needs(self) -> Needs:
@@ -34,29 +42,59 @@ class Pool:
         place = self.placement
         return Needs(place.workers, place.workers * place.gpu_share if place.device == "cuda" else 0)
 
-    def join(self, group: int) -> bool:
-        """Wait until `group` is to come up; False when no stage will be left for it. It belongs to the pool until it
-        `leave`s."""
+    def called(self, group: int) -> bool:
+        """Wait until `group` is to come up; False when no stage will be left for it."""
         work = self.work
-        with work.schedule.changed:
-            work.wait(lambda: self._calls_for(group) or not work.may_come(self.places))
-            if work.stopping or not work.may_come(self.places):
-                return False
-            self._hands[group] = []
-            return True
+        work.wait(lambda: self._calls_for(group) or not work.may_come(self.places))
+        return not work.stopping and work.may_come(self.places)
 
-    def leave(self, group: int) -> None:
+    @contextmanager
+    def member(self, group: int) -> Iterator[bool]:
+        """Inside, `group` is one of those that are up, and has its room; False when it is no longer called for.
+
+        The first one waits for room as long as something is ready; the others take what is free.
+        """
+        work, changed = self.work, self.work.schedule.changed
+
+        def wanted() -> bool:
+            return group == FIRST and work.schedule.best(self.places) is not None
+
+        with work.room(LANE, self.needs, wanted) as entered:
+            with changed:
+                if entered:
+                    self._hands[group], self._since[group] = [], time.monotonic()
+            try:
+                yield entered
+            finally:
+                with changed:
+                    self._hands.pop(group, None)
+                    self._since.pop(group, None)
+                    changed.notify_all()
+
+    def came_up(self, group: int) -> None:
+        """Its workers are there."""
         with self.work.schedule.changed:
-            del self._hands[group]
-            self.work.schedule.changed.notify_all()
+            self._since.pop(group, None)
+
+    def others(self, group: int) -> bool:
+        """Whether other groups are up, or come up."""
+        with self.work.schedule.changed:
+            return bool(self._hands.keys() - {group})
+
+    def is_first_stuck(self) -> bool:
+        """Whether the first group has waited long for its workers: Ray may have given others what it needs."""
+        return time.monotonic() - self._since.get(FIRST, math.inf) > PENDING_S
 
     def _calls_for(self, group: int) -> bool:
-        schedule = self.work.schedule
-        if group == FIRST:
-            return schedule.best(self.places) is not None
-        coming = sum(schedule.frees(stage) for stages in self._hands.values() for stage in self._running(stages))
-        is_work = self.is_more_than_idle_ones_take() or coming > len(self._hands)
-        return is_work and self.work.has_room_beside(LANE, self.needs)
+        if group == FIRST and not self._hands.keys() - self._since.keys():  # there are no workers yet
+            return self.work.schedule.best(self.places) is not None
+        is_work = self.is_more_than_idle_ones_take() or self._are_coming(len(self._hands) + 1)
+        return is_work and (group == FIRST or self.work.has_room_beside(LANE, self.needs))
+
+    def _are_coming(self, number: int) -> bool:
+        """Whether so many stages wait for nothing but what is in hand."""
+        running = [stage for stages in self._hands.values() for stage in self._running(stages)]
+        return sum(self.work.schedule.frees(stage, number) for stage in running) >= number
 
     def _running(self, stages: list[Stage]) -> list[Stage]:
         stages[:] = [stage for stage in stages if self.work.schedule.state(stage) is State.RUNNING]
@@ -109,7 +147,8 @@ class Feed:
     def is_over(self) -> bool:
         """Whether a group that has nothing to do should go."""
         work = self.pool.work
-        return work.stopping or work.crowded or not work.may_come(self.pool.places)
+        gives_way = self.group != FIRST and self.pool.is_first_stuck()
+        return work.stopping or work.crowded or gives_way or not work.may_come(self.pool.places)
 
     def refuse(self, why: str) -> None:
         """No group can be had: all that is ready, or will be, fails."""

@@ -20,7 +20,7 @@ from cluster.schedule import Place, Schedule
 from cluster.steps.board import BoardActor
 from cluster.steps.feeding import FIRST, LANE, Feed, Pool
 from cluster.steps.training_group import TrainingGroup, lost
-from cluster.work import Needs, Work
+from cluster.work import Needs, StoppedError, Work
 from empathy.stages import Stage, to_json
 from empathy.store import FencedError, Store
 from empathy.train import check
@@ -84,6 +84,8 @@ def train(
         train_on([place], work, placement, max_failures)
     finally:
         work.release_all()
+    if work.broken is not None:
+        raise work.broken
     if failures := schedule.failures():
         raise ValueError("; ".join(f"{failure.stage!r}: {failure.why}" for failure in failures))
 
@@ -105,23 +107,30 @@ def train_on(places: Sequence[Place], work: Work, placement: Placement, max_fail
         thread.start()
     try:
         _keep_up(pool, FIRST, max_failures)
+    except BaseException as error:  # the others wait for stages that nobody would make
+        work.stop(None if isinstance(error, StoppedError) else error)
+        raise
     finally:
         for thread in beside:
             thread.join()
 
 
 def _keep_up(pool: Pool, group: int, max_failures: int) -> None:
-    """Have this group up whenever the pool calls for it. One beside the first that could not be kept up is not tried
-    again: the first one will tell what is wrong."""
-    sound = True
-    while sound and pool.join(group):
-        try:
-            with pool.work.room(LANE, pool.needs):
-                feed = Feed(pool, group)
-                if (first := feed.next()) or group != FIRST:
-                    sound = _serve(feed, first, max_failures) or group == FIRST
-        finally:
-            pool.leave(group)
+    """Have this group up whenever the pool calls for it.
+
+    One that could not be kept up fails nothing while others are. The first one is tried again when it is the only one
+    left, and then tells what is wrong; another one is not.
+    """
+    while pool.called(group):
+        of_use = True
+        with pool.member(group) as entered:
+            feed = Feed(pool, group)
+            if entered and ((first := feed.next() if group == FIRST else None) or group != FIRST):
+                of_use = _serve(feed, first, max_failures)
+        if not of_use and group != FIRST:
+            return
+        if not of_use:
+            pool.work.wait(lambda: not pool.others(group) or not pool.work.may_come(pool.places))
 
 
 # ---------------------------------------------------------------- one group
@@ -133,18 +142,20 @@ def _serve(feed: Feed, first: Stage | None, max_failures: int) -> bool:
     A group that Ray could not keep alive fails the stage it had in hand, unless it finished others before, or others
     are up: then they, or a new group, go on.
     """
-    work, placement, alone = feed.pool.work, feed.pool.placement, feed.group == FIRST
+    work, placement, is_first = feed.pool.work, feed.pool.placement, feed.group == FIRST
     begins = f"first is {named(first)}" if first else "for what is ready next"
-    coming = f"{counted(placement.workers, 'worker')}{'' if alone else ' beside it'} coming up (up to a minute)"
+    coming = f"{counted(placement.workers, 'worker')}{'' if is_first else ' more'} coming up (up to a minute)"
     work.progress.say(f"{_name(feed)}: {coming}; {begins}")
     with BoardActor() as board:
         orders = [first] if first else []
         for stage in orders:
             board.call("put", _order(stage, work))
         group = TrainingGroup(board, work.store, placement, max_failures)
-        ended, refused = _feed(feed, orders, board, group, _Losses(feed, max_failures))
-        group.join(STOPPING_S if work.stopping else None)
+        losses = _Losses(work.progress, placement, max_failures, _of(feed))
+        ended, refused, was_up = _feed(feed, orders, board, group, losses)
+        group.join(None if was_up and not work.stopping else STOPPING_S)
     left, of_use = orders[ended:], bool(ended) or (group.error is None and refused is None)
+    alone = is_first and not feed.pool.others(feed.group)
     if left and group.error is not None and alone and not of_use and refused is None and not work.stopping:
         work.failed(left.pop(0), _reason(group.error))
     if left and refused is None and not work.stopping:
@@ -153,9 +164,9 @@ def _serve(feed: Feed, first: Stage | None, max_failures: int) -> bool:
         work.back(stage)
     if refused is not None and alone:
         feed.refuse(refused)
-    elif not of_use and not alone and not work.stopping:
+    elif not of_use and not work.stopping and not (alone and group.error is not None):
         why = refused or (_reason(group.error) if group.error is not None else "")
-        work.progress.say(f"{_name(feed)}: cannot be kept up, and is not tried again: {why}")
+        work.progress.say(f"{_name(feed)}: cannot be kept up, and is left to the others: {why}")
     return of_use
 
 
@@ -169,36 +180,46 @@ def _of(feed: Feed) -> str:
 
 
 class _Losses:
-    """Says what becomes of a group that lost a worker."""
+    """Says what becomes of a group that lost a worker; `of` says which group, where there are more."""
 
-    def __init__(self, feed: Feed, max_failures: int):
-        self._feed, self._at_most, self._number = feed, max_failures, 0
+    def __init__(self, progress: Progress, placement: Placement, max_failures: int, of: str = ""):
+        self._progress, self._placement, self._at_most, self._of, self._number = (
+            progress,
+            placement,
+            max_failures,
+            of,
+            0,
+        )
 
     def tell(self, reasons: Mapping[int, str], stage: Stage | None) -> None:
         self._number += 1
-        what = lost(reasons, self._feed.pool.placement.workers) + _of(self._feed)
+        what = lost(reasons, self._placement.workers) + self._of
         again = f"all start again (restart {self._number} of at most {self._at_most})"
         if self._number > self._at_most:
             again = f"after {counted(self._at_most, 'restart')} they are given up"
         elif stage is not None:
             again += f"; {named(stage)} goes on from what was saved last, or from its beginning where nothing was"
-        self._feed.pool.work.progress.lost(LANE, f"{what}; {again}")
+        self._progress.lost(LANE, f"{what}; {again}")
 
 
 def _feed(
     feed: Feed, orders: list[Stage], board: BoardActor, group: TrainingGroup, losses: _Losses
-) -> tuple[int, str | None]:
-    """Put orders on the board and tell what became of them, until the group ends. How many have ended, and why the
-    group gave up, if it did."""
+) -> tuple[int, str | None, bool]:
+    """Put orders on the board and tell what became of them, until the group ends. How many have ended, why the group
+    gave up, if it did, and whether its workers came up (or were waited for: the first group's)."""
     from ray.exceptions import RayActorError
 
     work, ended, closed, by_key = feed.pool.work, 0, False, {stage.key: stage for stage in orders}
+    is_up = feed.group == FIRST
     while not work.stopping:
         up = group.is_alive()  # asked before the news: what comes after the end is read
         try:
             news = board.call("news", ended, NEWS_S)
         except RayActorError:  # the board is lost, and so its workers will end
             break
+        if news.is_up:
+            feed.pool.came_up(feed.group)
+        is_up |= news.is_up
         for key, told in news.told.items():
             for done, total in told:
                 work.progress.units(by_key[key], done, total)
@@ -208,15 +229,18 @@ def _feed(
         for reasons in news.losses:
             losses.tell(reasons, orders[ended] if ended < len(orders) else None)
         if not up:
-            return ended, news.refused
-        while not closed and len(orders) - ended < _at_once(feed, ended == len(orders)) and (stage := feed.next()):
+            return ended, news.refused, is_up
+        most = _at_once(feed, ended == len(orders)) if is_up and not closed else 0
+        while len(orders) - ended < most and (stage := feed.next()):
             by_key[stage.key] = stage
             orders.append(stage)
             board.call("put", _order(stage, work))
         if not closed and ended == len(orders) and feed.is_over():
             closed = True
             board.call("close")
-    return ended, None
+            if not is_up:  # Ray may never have room for it
+                break
+    return ended, None, is_up
 
 
 def _at_once(feed: Feed, is_idle: bool) -> int:

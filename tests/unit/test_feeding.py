@@ -50,10 +50,10 @@ def ended() -> Iterator[list[Pool]]:
         one.work.release_all()
 
 
-def joins(pool: Pool, group: int) -> Callable[[], bool]:
-    """Whether `group` has come up by now, or soon does."""
+def comes(pool: Pool, group: int) -> Callable[[], bool]:
+    """Whether `group` is called for by now, or soon is."""
     up = list[bool]()
-    thread = pool.work.thread("group", lambda: up.append(pool.join(group)))
+    thread = pool.work.thread("group", lambda: up.append(pool.called(group)))
     thread.start()
 
     def came() -> bool:
@@ -72,9 +72,9 @@ def test_a_chain_calls_for_no_second_group(tmp_path: Path, ended: list[Pool]) ->
     sft = lesson(BASE, 0)
     one = pool([BASE, sft, lesson(sft, 1)], tmp_path)
     ended.append(one)
-    assert one.join(FIRST)
-    with one.work.room(LANE, one.needs):
-        feed, second = Feed(one, FIRST), joins(one, 1)
+    assert one.called(FIRST)
+    with one.member(FIRST):
+        feed, second = Feed(one, FIRST), comes(one, 1)
         for stage in (BASE, sft):
             assert feed.next() == stage
             assert not second()
@@ -87,10 +87,9 @@ def test_a_second_group_comes_up_while_the_first_makes_what_the_others_wait_for(
 ) -> None:
     one = pool([BASE, *(lesson(BASE, n) for n in range(3))], tmp_path)
     ended.append(one)
-    second = joins(one, 1)
+    second = comes(one, 1)
     assert not second(), "no group is up: it would be the first"
-    assert one.join(FIRST)
-    with one.work.room(LANE, one.needs):
+    with one.member(FIRST):
         assert not second()
         assert Feed(one, FIRST).next() == BASE
         assert second()
@@ -102,14 +101,38 @@ def test_a_second_group_takes_no_room_that_is_not_there_or_that_somebody_waits_f
 ) -> None:
     one = pool([BASE, *(lesson(BASE, n) for n in range(3))], tmp_path, total)
     ended.append(one)
-    assert one.join(FIRST)
-    with one.work.room(LANE, one.needs):
+    with one.member(FIRST):
         if waits:
             asking = one.work.thread("asking", lambda: one.work.room("asking", Needs(8)).__enter__())
             asking.start()
             assert one.work.wait(lambda: one.work.crowded, 20)
         assert Feed(one, FIRST).next() == BASE
-        assert not joins(one, 1)()
+        assert not comes(one, 1)()
+        if not waits:
+            with one.member(1) as entered:  # called for a moment ago, and somebody else was faster
+                assert not entered
+
+
+def test_the_first_group_waits_for_room_no_longer_than_something_is_ready(tmp_path: Path, ended: list[Pool]) -> None:
+    one = pool([BASE, lesson(BASE, 0)], tmp_path, Needs(1))
+    ended.append(one)
+    entered = list[bool]()
+
+    def first() -> None:
+        with one.member(FIRST) as came:
+            entered.append(came)
+
+    with one.member(1):
+        one.came_up(1)
+        thread = one.work.thread("first", first)
+        thread.start()
+        assert one.work.wait(lambda: one.work.crowded, 20)
+        assert Feed(one, 1).next() == BASE
+        thread.join(20)
+        assert entered == [False]
+        assert not one.work.crowded
+        made(one, BASE)
+        assert not comes(one, FIRST)(), "an idle group has its base in memory"
 
 
 def test_groups_get_different_stages_and_take_ahead_only_what_no_idle_group_wants(
@@ -118,51 +141,84 @@ def test_groups_get_different_stages_and_take_ahead_only_what_no_idle_group_want
     lessons = [lesson(BASE, n) for n in range(3)]
     one = pool([BASE, *lessons], tmp_path)
     ended.append(one)
-    assert one.join(FIRST)
-    with one.work.room(LANE, one.needs):
+    with one.member(FIRST):
         first = Feed(one, FIRST)
         assert first.next() == BASE
-        assert one.join(1)
-        made(one, BASE)
-        second = Feed(one, 1)
-        taken = [first.next()]
-        assert one.is_more_than_idle_ones_take(), "two are ready, and one group is idle"
-        taken.append(second.next())
-        assert one.is_more_than_idle_ones_take()
-        taken.append(first.next())
-        assert taken == lessons
-        assert not one.is_more_than_idle_ones_take()
-        one.leave(1)
-        assert not one.is_more_than_idle_ones_take()
+        with one.member(1):
+            made(one, BASE)
+            second = Feed(one, 1)
+            taken = [first.next()]
+            assert one.is_more_than_idle_ones_take(), "two are ready, and one group is idle"
+            taken.append(second.next())
+            assert one.is_more_than_idle_ones_take()
+            taken.append(first.next())
+            assert taken == lessons
+            assert not one.is_more_than_idle_ones_take()
+            assert one.others(FIRST)
+        assert not one.others(FIRST)
 
 
-def test_a_group_beside_the_first_that_cannot_be_kept_up_fails_nothing_and_is_not_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[Pool]
+def test_an_idle_group_gives_way_to_a_first_one_whose_workers_do_not_come(
+    tmp_path: Path, ended: list[Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pool([BASE, *(lesson(BASE, n) for n in range(3))], tmp_path)
+    ended.append(one)
+    with one.member(FIRST), one.member(1):
+        one.came_up(1)
+        assert not Feed(one, 1).is_over()
+        monkeypatch.setattr(feeding, "PENDING_S", 0.0)
+        assert Feed(one, 1).is_over()
+        assert not Feed(one, FIRST).is_over()
+        one.came_up(FIRST)
+        assert not Feed(one, 1).is_over()
+
+
+@pytest.mark.parametrize("broken", [FIRST, 1])
+def test_a_group_that_cannot_be_kept_up_fails_nothing_while_another_one_can(
+    broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[Pool]
 ) -> None:
     lessons = [lesson(BASE, n) for n in range(3)]
-    one = pool([BASE, *lessons], tmp_path)
+    one = pool(lessons, tmp_path)
+    one.work.store.writer(BASE).commit()
     ended.append(one)
     tries = list[int]()
 
     def serve(feed: Feed, first: Stage | None, max_failures: int) -> bool:
         tries.append(feed.group)
-        if feed.group != FIRST:
+        assert one.work.wait(lambda: len(set(tries)) == 2, 20), "each waits for the other"
+        if feed.group == broken:
             if first:
                 feed.pool.work.back(first)
             return False
         while not feed.is_over():
-            stage = first or feed.next()
-            first = None
-            if stage:
-                one.work.wait(lambda: 1 in tries, 20)
+            if stage := first or feed.next():
                 made(one, stage)
+            first = None
         return True
 
     monkeypatch.setattr(training, "_serve", serve)
     training.train_on([HERE], one.work, one.placement, 3)
-    assert tries.count(1) == 1
+    assert tries.count(broken) == 1
     assert one.work.schedule.ended
     assert one.work.schedule.failures() == []
+
+
+def test_what_ends_the_first_group_ends_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[Pool]
+) -> None:
+    one = pool([lesson(BASE, n) for n in range(3)], tmp_path)
+    ended.append(one)
+
+    def serve(feed: Feed, first: Stage | None, max_failures: int) -> bool:
+        if feed.group == FIRST:
+            raise OSError("the store is away")
+        one.work.wait(lambda: False, 20)
+        return True
+
+    monkeypatch.setattr(training, "_serve", serve)
+    with pytest.raises(OSError, match="the store is away"):
+        training.train_on([HERE], one.work, one.placement, 3)
+    assert isinstance(one.work.broken, OSError)
 
 
 def test_a_group_on_a_gpu_takes_its_share_of_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cluster.profile import Asking, Profile, ProviderPlace, Training
 from cluster.progress import Progress
 from cluster.schedule import Place, Schedule
 from cluster.steps import asking_lane, generating, training
-from cluster.steps.feeding import FIRST, LANE, Feed, Pool
+from cluster.steps.feeding import FIRST, Feed, Pool
 from cluster.weights import Weights
 from cluster.work import Needs, Work
 from empathy.specs import (
@@ -195,15 +195,15 @@ class Run:
             thread.join()
 
     def _group(self, pool: Pool, group: int) -> None:
-        while pool.join(group):
-            with self.work.room(LANE, pool.needs):
+        while pool.called(group):
+            with pool.member(group) as entered:
                 feed = Feed(pool, group)
-                while not feed.is_over():
+                pool.came_up(group)
+                while entered and not feed.is_over():
                     while stage := feed.next():
                         time.sleep(0.004)
                         commit(self.work, [stage])
                     time.sleep(0.001)
-            pool.leave(group)
 
     def start(self) -> None:
         for thread in self.threads:
