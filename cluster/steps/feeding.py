@@ -89,7 +89,8 @@ class Pool:
         if group == FIRST and not self._hands.keys() - self._since.keys():  # there are no workers yet
             return self.work.schedule.best(self.places) is not None
         is_work = self.is_more_than_idle_ones_take() or self._are_coming(len(self._hands) + 1)
-        return is_work and (group == FIRST or self.work.has_room_beside(LANE, self.needs))
+        has_room = group == FIRST or (not self.is_first_stuck() and self.work.has_room_beside(LANE, self.needs))
+        return is_work and has_room
 
     def _are_coming(self, number: int) -> bool:
         """Whether so many stages wait for nothing but what is in hand."""

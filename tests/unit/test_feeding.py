@@ -163,14 +163,19 @@ def test_an_idle_group_gives_way_to_a_first_one_whose_workers_do_not_come(
 ) -> None:
     one = pool([BASE, *(lesson(BASE, n) for n in range(3))], tmp_path)
     ended.append(one)
-    with one.member(FIRST), one.member(1):
-        one.came_up(1)
-        assert not Feed(one, 1).is_over()
-        monkeypatch.setattr(feeding, "PENDING_S", 0.0)
-        assert Feed(one, 1).is_over()
-        assert not Feed(one, FIRST).is_over()
+    with one.member(FIRST):
+        assert Feed(one, FIRST).next() == BASE
+        with one.member(1):
+            one.came_up(1)
+            assert not Feed(one, 1).is_over()
+            monkeypatch.setattr(feeding, "PENDING_S", 0.0)
+            assert Feed(one, 1).is_over()
+            assert not Feed(one, FIRST).is_over()
+        assert not comes(one, 1)(), "it would be in the way again"
         one.came_up(FIRST)
-        assert not Feed(one, 1).is_over()
+        assert comes(one, 1)()
+        with one.member(1):
+            assert not Feed(one, 1).is_over()
 
 
 @pytest.mark.parametrize("broken", [FIRST, 1])
