@@ -132,6 +132,8 @@ def train_loop(settings: dict[str, Any]) -> None:
                     ray.get(board.end.remote(k, error))
     except ValueError as error:
         ray.get(board.refuse.remote(str(error)))
+    except ray.exceptions.RayActorError:  # the board is gone: no restart would find it
+        return
 
 
 def _orders(board: Any, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
