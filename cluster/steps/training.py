@@ -125,7 +125,8 @@ def _keep_up(pool: Pool, group: int, max_failures: int) -> None:
         of_use = True
         with pool.member(group) as entered:
             feed = Feed(pool, group)
-            if entered and ((first := feed.next() if group == FIRST else None) or group != FIRST):
+            first = feed.next() if entered and group == FIRST else None
+            if entered and (first or group != FIRST):
                 of_use = _serve(feed, first, max_failures)
         if not of_use and group != FIRST:
             return
@@ -183,13 +184,8 @@ class _Losses:
     """Says what becomes of a group that lost a worker; `of` says which group, where there are more."""
 
     def __init__(self, progress: Progress, placement: Placement, max_failures: int, of: str = ""):
-        self._progress, self._placement, self._at_most, self._of, self._number = (
-            progress,
-            placement,
-            max_failures,
-            of,
-            0,
-        )
+        self._progress, self._placement, self._at_most = progress, placement, max_failures
+        self._of, self._number = of, 0
 
     def tell(self, reasons: Mapping[int, str], stage: Stage | None) -> None:
         self._number += 1
